@@ -1,0 +1,1 @@
+"""Pictures, masks and datasets: reading, writing, transforming. Nothing here sees a model."""

@@ -1,0 +1,1 @@
+"""Published protocols, run on a predictor and a dataset, and their reports."""

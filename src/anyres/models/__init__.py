@@ -1,0 +1,1 @@
+"""The networks: configurations, encoders, prompt side, and how weights get in and out."""

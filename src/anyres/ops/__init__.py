@@ -1,0 +1,1 @@
+"""Operations on tensors, each with a plain reference twin in the tests."""

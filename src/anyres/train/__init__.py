@@ -1,0 +1,1 @@
+"""Training and distillation: configuration, recipes, loop, checkpoints."""

@@ -1,0 +1,73 @@
+"""Fixtures for all tests: golden numbers, real pictures, and how many threads run."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    import torch
+
+# Read by torch and OpenBLAS when they are first imported, so a test that needs neither pays for
+# neither. The tensors of the tests are small: more than two threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# A busy machine is no bug: no deadline. The same examples every time: a failure can be repeated.
+settings.register_profile("anyres", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("anyres")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+GOLDEN_FOLDERS = (SHARED / "golden", REPOSITORY / "tests" / "data" / "golden")
+
+
+class _Part(dict[str, "torch.Tensor"]):
+    """Tensors of a golden that is here in part: asking for the rest skips the test."""
+
+    def __missing__(self, key: str) -> "torch.Tensor":
+        pytest.skip(f"the golden's copy in this repository is without {key}")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ``shared`` beside the repository: whole goldens and real pictures."""
+    if not SHARED.is_dir():
+        pytest.skip("there is no folder 'shared' beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def shared_data(shared: Path) -> Path:
+    """Real pictures: ``train/<set>`` and ``val/<set>``, each with ``images`` and ``masks``."""
+    folder = shared / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder 'shared' beside the repository has no 'data' with real pictures")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], tuple[dict[str, Any], dict[str, "torch.Tensor"]]]:
+    """Loader of what official code computed: name -> (facts from the JSON, tensors).
+
+    The whole file in ``shared`` is preferred to the copy in ``tests/data/golden``, which may be a
+    part of it. ``tests/data/README.md`` says what the names of the tensors mean.
+    """
+
+    def load(name: str) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
+        for folder in GOLDEN_FOLDERS:
+            if (folder / f"{name}.json").is_file():
+                break
+        else:
+            pytest.skip(f"golden {name!r} is neither in tests/data/golden nor in ../shared/golden")
+        from safetensors.torch import load_file
+
+        facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / f"{name}.safetensors")
+        return facts, _Part(tensors) if facts.get("part") else tensors
+
+    return load
