@@ -1,0 +1,80 @@
+"""Small layers that several models share."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of a (B, C, H, W) map (ConvNeXt; eps 1e-6 in SAM)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each pixel of (B, C, H, W) over its channels."""
+        # The channel axis last is what layer_norm wants; for channels-last maps this is a view.
+        normed = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], self.weight, self.bias, self.eps)
+        return normed.permute(0, 3, 1, 2)
+
+
+class MLP(nn.Module):
+    """The heads of SAM's mask decoder: linear layers with ReLU between."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * (depth - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., outputs)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens by one strided convolution."""
+
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to tokens (B, H/patch, W/patch, dim)."""
+        out: Tensor = self.proj(x).permute(0, 2, 3, 1)
+        return out
+
+
+def resize_table(table_1CHW: Tensor, grid_hw: tuple[int, int], mode: str, stretch: bool) -> Tensor:
+    """Fit a table of absolute positions to a token grid.
+
+    Args:
+        table_1CHW: positions learned on a square grid, (1, C, S, S).
+        grid_hw: the grid wanted, in tokens.
+        mode: interpolation, ``bilinear`` or ``bicubic``; align_corners is False.
+        stretch: resize each axis by itself. Otherwise both axes are resized by the long side's
+            factor and the shorter is cropped, so that a rectangle's tokens get the positions they
+            would have inside the padded square.
+
+    Returns:
+        (1, C, h, w).
+    """
+    height, width = grid_hw
+    side = max(grid_hw)
+    target = (height, width) if stretch else (side, side)
+    if tuple(table_1CHW.shape[-2:]) != target:
+        # Interpolation of a bf16 table would round twice.
+        resized = F.interpolate(_wide(table_1CHW), size=target, mode=mode, align_corners=False)
+        table_1CHW = resized.to(table_1CHW.dtype)
+    return table_1CHW[..., :height, :width]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

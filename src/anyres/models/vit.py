@@ -1,0 +1,152 @@
+"""SAM's image encoder (Kirillov et al. 2023; ViTDet backbone, Li et al. 2022), for any token grid.
+
+Most blocks attend inside windows, a few over the whole grid (``ops.attention``). Positions are
+tables learned on a square grid. For another grid both axes of a table are resized by the factor of
+the long side, then the table is cropped: a rectangle's tokens get the positions they would have
+inside the padded square. Parameter names are those of the official state dict.
+
+Shapes: B pictures, (h, w) token grid, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyres.errors import InputError
+from anyres.models.config import ViTConfig
+from anyres.models.layers import LayerNorm2d, PatchEmbed, resize_table
+from anyres.ops.attention import RelativeTables, global_attention, window_attention
+
+
+class Attention(nn.Module):
+    """Self-attention with decomposed relative positions, windowed or global.
+
+    Args:
+        dim: channels, C.
+        heads: number of heads.
+        side: side of the square grid that the relative positions are learned on.
+        window: side of the windows in tokens, or 0 for global attention.
+        relative: whether there are relative positions.
+    """
+
+    def __init__(self, dim: int, heads: int, side: int, window: int, relative: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.rel_pos_h: nn.Parameter | None = None
+        self.rel_pos_w: nn.Parameter | None = None
+        if relative:
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
+
+    def forward(self, x_BhwC: Tensor) -> Tensor:
+        """Shape kept."""
+        qkv = self.qkv(x_BhwC)
+        if self.window:
+            # SAM pads with zeros before the projection, which makes its bias of them.
+            out = window_attention(qkv, self.heads, self.window, self.qkv.bias, self._tables())
+        else:
+            out = global_attention(qkv, self.heads, self._tables())
+        projected: Tensor = self.proj(out)
+        return projected
+
+    def _tables(self) -> RelativeTables | None:
+        if self.rel_pos_h is None or self.rel_pos_w is None:
+            return None
+        return self.rel_pos_h, self.rel_pos_w
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden)
+        self.lin2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lin2(F.gelu(self.lin1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each behind a norm and beside a shortcut."""
+
+    def __init__(self, config: ViTConfig, is_global: bool) -> None:
+        super().__init__()
+        window = 0 if is_global else config.window
+        side = window or config.image_size // config.patch
+        # 1e-6 is what SAM is built with; torch's own default is 1e-5.
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attn = Attention(config.dim, config.heads, side, window, config.relative_positions)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = _MLP(config.dim, int(config.dim * config.mlp_ratio))
+
+    def forward(self, x_BhwC: Tensor) -> Tensor:
+        """Shape kept."""
+        x = x_BhwC + self.attn(self.norm1(x_BhwC))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class ImageEncoderViT(nn.Module):
+    """SAM's encoder: (B, 3, H, W) to (B, neck, H/patch, W/patch).
+
+    Attributes:
+        img_size: side of the square it is trained at, in pixels.
+        config: what it was built from.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.img_size = config.image_size
+        side = config.image_size // config.patch
+        self.patch_embed = PatchEmbed(config.patch, config.dim)
+        self.pos_embed: nn.Parameter | None = None
+        if config.absolute_positions:
+            self.pos_embed = nn.Parameter(torch.randn(1, side, side, config.dim) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(config, is_global=i in config.global_blocks) for i in range(config.blocks)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(config.dim, config.neck, 1, bias=False),
+            LayerNorm2d(config.neck),
+            nn.Conv2d(config.neck, config.neck, 3, padding=1, bias=False),
+            LayerNorm2d(config.neck),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode normalised pixels.
+
+        Args:
+            x: (B, 3, H, W), H and W multiples of the patch; rectangles and any size.
+
+        Returns:
+            (B, neck, H/patch, W/patch).
+
+        Raises:
+            InputError: H or W is no multiple of the patch.
+        """
+        patch = self.config.patch
+        if x.shape[-2] % patch or x.shape[-1] % patch:
+            raise InputError(
+                f"the encoder takes heights and widths that are multiples of {patch}, not "
+                f"{x.shape[-2]} x {x.shape[-1]}; pad the picture at the bottom and right"
+            )
+        tokens = self._add_positions(self.patch_embed(x))
+        for block in self.blocks:
+            tokens = block(tokens)
+        embedding: Tensor = self.neck(tokens.permute(0, 3, 1, 2))
+        return embedding
+
+    def _add_positions(self, tokens_BhwC: Tensor) -> Tensor:
+        if self.pos_embed is None:
+            return tokens_BhwC
+        grid_hw = (tokens_BhwC.shape[1], tokens_BhwC.shape[2])
+        # Bicubic as ViTDet, the backbone, resizes its own; without antialiasing, like the relative
+        # tables, so that a grid a little smaller than trained does not blur the table.
+        table = resize_table(
+            self.pos_embed.permute(0, 3, 1, 2), grid_hw, mode="bicubic", stretch=False
+        )
+        return tokens_BhwC + table.permute(0, 2, 3, 1)

@@ -1,0 +1,356 @@
+"""Checkpoints: writing and reading our own, and reading those of the official code.
+
+Our own are ``.safetensors`` files that carry the model's configuration as JSON in their metadata,
+so that a file is all that it takes; nothing in them is pickled.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from anyres.errors import InputError, WeightsError
+from anyres.files import atomic_write
+from anyres.models import official
+from anyres.models.build import build, build_encoder
+from anyres.models.config import DEFAULT, ModelConfig, preset
+from anyres.models.reading import is_safetensors, named, read_safetensors, read_state_dict
+from anyres.models.segmenter import Segmenter
+
+__all__ = [
+    "from_official",
+    "load",
+    "load_weights",
+    "read_state_dict",
+    "save",
+    "segmenter_from_official",
+]
+
+# Raise when older versions would read new files wrongly.
+FORMAT = 1
+_CONFIG_KEY = "anyres.config"
+_FORMAT_KEY = "anyres.format"
+
+# Official kinds that are read. Others are known by name, but there is no model for them yet.
+KINDS = ("sam", "hrsam")
+_NOT_YET = ("hrsam++", "mobile_sam")
+
+# Beginnings of names that are only in a whole model.
+_NOT_ENCODER = {"sam": ("prompt_encoder.", "mask_decoder."), "hrsam": ("neck.", "decode_head.")}
+
+Renames = Iterable[tuple[str, str]]
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def save(model: Segmenter, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a model and its configuration to a ``.safetensors`` file, atomically.
+
+    The same weights and configuration make the same bytes.
+
+    Args:
+        model: any segmenter, on any device.
+        path: the file; its folder must exist.
+        dtype: precision to store floating-point weights in; None keeps theirs.
+
+    Raises:
+        WeightsError: a weight is not finite (or not in this precision); nothing is written.
+        OutputError: the file cannot be written.
+    """
+    state = {
+        # Cloned, because safetensors refuses tensors that share memory.
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).clone()
+        for name, tensor in model.state_dict().items()
+    }
+    _check_finite(state, "the model")
+    metadata = {_FORMAT_KEY: str(FORMAT), _CONFIG_KEY: model.config.to_json()}
+    content = to_bytes({name: t.contiguous() for name, t in state.items()}, metadata)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    # Safetensors writes metadata in any order; so that the same model makes the same file:
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    with atomic_write(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(content)[start:])
+
+
+def load(path: str | Path) -> Segmenter:
+    """Read a file written by ``save``.
+
+    Returns:
+        The model in eval mode, on the CPU, in float32 whatever precision the file has.
+
+    Raises:
+        WeightsError: the file is missing, damaged, no file of anyres, or of a later version.
+    """
+    if is_safetensors(path):
+        state, metadata = read_safetensors(path)
+        if _CONFIG_KEY in metadata:
+            return _own(path, state, metadata)
+    raise WeightsError(
+        f"{path} is no file of anyres, it has no configuration: official checkpoints are read by "
+        "anyres.load(model, weights=...) and models.weights.from_official"
+    )
+
+
+def _own(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Segmenter:
+    version = metadata.get(_FORMAT_KEY, "")
+    if version != str(FORMAT):
+        raise WeightsError(
+            f"{path} has format {version or 'unknown'}, this version of anyres reads {FORMAT}: "
+            "install the version of anyres that wrote it, or a later one"
+        )
+    with _naming(path):
+        config = ModelConfig.from_json(metadata[_CONFIG_KEY])
+        return _fill(lambda: _build_own(config), state)
+
+
+def _build_own(config: ModelConfig) -> Segmenter:
+    try:
+        return build(config)
+    except InputError:
+        raise
+    except Exception as error:
+        # Any number or text may be in the configuration of a damaged file.
+        raise WeightsError(
+            f"its configuration makes no model ({error!r}): copy it again"
+        ) from error
+
+
+def load_weights(model: str, path: str | Path) -> Segmenter:
+    """Read a checkpoint for a model, be it ours or an official one.
+
+    Args:
+        model: name of a preset. ``default`` takes whatever whole model is in the file.
+        path: a file written by ``save``, or an official ``.pth`` or ``.safetensors`` file.
+
+    Returns:
+        The model in eval mode, on the CPU, in float32.
+
+    Raises:
+        InputError: there is no such preset.
+        WeightsError: the file is missing, damaged, no checkpoint, or that of another model.
+    """
+    wanted = None if model == DEFAULT.name else preset(model)
+    if is_safetensors(path):
+        state, metadata = read_safetensors(path)
+        if _CONFIG_KEY in metadata:
+            found = _own(path, state, metadata)
+            _check_wanted(found.config, wanted, path)
+            return found
+    else:
+        state = read_state_dict(path)
+    with _naming(path):
+        state = _without_wrapper(state)
+        if any(name.startswith("backbone.") for name in state):
+            found = segmenter_from_official("hrsam", state)
+            _check_wanted(found.config, wanted, path)
+            return found
+        return _whole_sam(state, wanted)
+
+
+def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segmenter:
+    prefix = "image_encoder."
+    if not any(name.startswith(prefix) for name in state):
+        raise WeightsError(
+            "this is no whole model: no name begins with image_encoder. (or backbone., for HRSAM). "
+            f"There are {named(state, most=5)}. An image encoder alone is read by "
+            "models.weights.from_official"
+        )
+    if wanted is None:
+        wanted = official.recognise("sam", state, prefix)
+    # Said first and by itself: the names alone would be hundreds.
+    width, depth = official.encoder_size(state, prefix)
+    if (width, depth) != (wanted.encoder.dim, wanted.encoder.blocks):
+        raise WeightsError(
+            f"the image encoder has {depth} blocks with {width} channels, that of {wanted.name} "
+            f"has {wanted.encoder.blocks} with {wanted.encoder.dim}: ask for the model that the "
+            f"file is of, or give weights of {wanted.name}"
+        )
+    return _fill(lambda: build(wanted), state)
+
+
+def _check_wanted(found: ModelConfig, wanted: ModelConfig | None, path: str | Path) -> None:
+    if wanted is None or found.name == wanted.name:
+        return
+    if (found.encoder, found.decoder) != (wanted.encoder, wanted.decoder):
+        raise WeightsError(
+            f"{path} holds the model {found.name!r} and not {wanted.name!r}: leave out the model's "
+            "name, the file knows it, or give other weights"
+        )
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Say in which file it was that something is wrong."""
+    try:
+        yield
+    except (WeightsError, InputError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def from_official(
+    kind: str, state_dict: Mapping[str, Tensor], config: official.Arguments | None = None
+) -> nn.Module:
+    """Make a model of a state dict of the official code.
+
+    Args:
+        kind: ``"sam"`` or ``"hrsam"``.
+        state_dict: the image encoder's own (with or without a common ``image_encoder.``, or
+            ``backbone.`` for HRSAM), or a whole SAM's (``image_encoder.* prompt_encoder.*
+            mask_decoder.*``). The tensors are copied.
+        config: arguments of the official constructors, names and values, of the image encoder or
+            by class (``{"ImageEncoderViT": {...}, "MaskDecoder": {...}}``); what is not given has
+            the official default. None recognises the published models.
+
+    Returns:
+        In eval mode, float32: the encoder, from pixels (B, 3, H, W) normalised as the official
+        model wants them to (B, C, H/patch, W/patch); or a ``Segmenter``.
+
+    Raises:
+        InputError: the kind or an argument is unknown or not supported.
+        WeightsError: names are missing or unexpected, or tensors have another shape than the
+            configuration makes them or are not finite; the message names each.
+    """
+    _check_kind(kind)
+    state = _without_wrapper(state_dict)
+    whole = any(name.startswith(_NOT_ENCODER[kind]) for name in state)
+    if whole and kind == "hrsam":
+        raise InputError("this is a whole HRSAM: segmenter_from_official('hrsam', ...) reads it")
+    prefix = {"sam": "image_encoder.", "hrsam": "backbone."}[kind]
+    if not any(name.startswith(prefix) for name in state):
+        prefix = ""
+    published = official.recognise(kind, state, prefix) if config is None else None
+    if whole:
+        model = published or official.sam_config(config or {})
+        return _fill(lambda: build(model), state)
+    encoder = published.encoder if published else official.encoder_config(kind, config or {})
+    return _fill(lambda: build_encoder(encoder), state, [(prefix, "")])
+
+
+def segmenter_from_official(
+    kind: str, state_dict: Mapping[str, Tensor], config: official.Arguments | None = None
+) -> Segmenter:
+    """Make a whole model of an official HRSAM checkpoint (``backbone.* neck.* decode_head.*``).
+
+    As the official network it is fed blue, green, red, pads to squares, and interpolates its dense
+    positions.
+
+    Args:
+        kind: ``"hrsam"``.
+        state_dict: all names of the checkpoint. The tensors are copied.
+        config: arguments of the official constructors by class: ``HRSAMViT``,
+            ``SAMPromptEncoder``, ``SAMDecoder``. None is the published model.
+
+    Returns:
+        In eval mode, float32.
+
+    Raises:
+        InputError: as in ``from_official``.
+        WeightsError: as in ``from_official``.
+    """
+    _check_kind(kind)
+    if kind != "hrsam":
+        raise InputError(f"kind {kind!r} is read by from_official; this function reads 'hrsam'")
+    state = _without_wrapper(state_dict)
+    if config is None:
+        model = official.recognise(kind, state, "backbone.")
+    else:
+        model = official.hrsam_model_config(config)
+    return _fill(lambda: build(model), state, official.HRSAM_NAMES)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        known = ", ".join(map(repr, KINDS))
+        reason = "cannot be read yet" if kind in _NOT_YET else "is unknown"
+        raise InputError(f"kind {kind!r} {reason}; there are: {known}")
+
+
+def _without_wrapper(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """A state dict without the ``module.`` that parallel training puts before every name."""
+    strange = [
+        name
+        for name, value in state.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
+    if strange or not state:
+        raise WeightsError(
+            f"this is no state dict: {named(map(str, strange))} are no tensors"
+            if strange
+            else "the state dict is empty"
+        )
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _fill(make: Callable[[], _Model], state: Mapping[str, Tensor], renames: Renames = ()) -> _Model:
+    """A model with the weights of a state dict, every one of them.
+
+    Args:
+        make: builds the model, with any weights.
+        state: names as in the file.
+        renames: beginnings of names in the file and in the model; the first that fits counts.
+    """
+    # The weights that building draws are thrown away; the caller's random numbers go on as before.
+    with torch.random.fork_rng(devices=[]):
+        model = make()
+    own = model.state_dict()
+    in_file = {name: _file_name(name, renames) for name in own}
+    _check_names(state, {in_file[name]: tensor for name, tensor in own.items()})
+    _check_finite(state, "the file")
+    model.load_state_dict({name: state[in_file[name]] for name in own})
+    return model.eval()
+
+
+def _file_name(name: str, renames: Renames) -> str:
+    for theirs, ours in renames:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _check_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Say all that is wrong with names, shapes and kinds of numbers."""
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    shapes = [
+        f"{name} is {_shape(state[name])} and not {_shape(tensor)}"
+        for name, tensor in wanted.items()
+        if name in state and _shape(state[name]) != _shape(tensor)
+    ]
+    wrong = [
+        f"{what}: {named(names)}"
+        for what, names in (
+            (f"{len(missing)} missing", missing),
+            (f"{len(unexpected)} unexpected", unexpected),
+            (f"{len(shapes)} of another shape", shapes),
+        )
+        if names
+    ]
+    if wrong:
+        raise WeightsError(
+            f"the weights do not fit the model. {'; '.join(wrong)}. Give this model's weights, or "
+            "the configuration that they were made with"
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} ".removeprefix("torch.")
+    return kind + ("x".join(map(str, tensor.shape)) or "a single number")
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    broken = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{where} has weights that are not finite (NaN or infinity): {named(broken)}; take a "
+            "checkpoint from before they broke"
+        )

@@ -1,0 +1,240 @@
+"""16 float32 in the lanes of one vector, for code that numba compiles.
+
+The vector is a type of its own with a few operations, each a piece of LLVM's language: the
+instructions come out the same whatever an optimiser thinks of the loops around them, and LLVM cuts
+them to what the processor has (one AVX-512 register, two of AVX2, four of SSE or NEON). numba's own
+vectoriser gives up on ``exp`` without Intel's SVML library.
+
+Arrays are flat float32, and indices count numbers. Nothing checks bounds.
+"""
+
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+from zlib import crc32
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, overload, register_model
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+LANES = 16
+
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+# Lets a product and a sum become one instruction, and nothing else: inf and nan stay what they are.
+_FUSE = ("contract",)
+
+# 2**f = 1 + f p(f) for |f| <= 1/2, to 2e-9 of the value.
+_EXP2 = (0.69314718, 0.24022648, 0.055503324, 0.009618437, 0.0013398875, 0.0001535336)
+_ROUND = 1.5 * 2.0**23  # added, it leaves the nearest integer in the low bits
+FADED = 64  # decays below 2**-64 are taken for 0
+
+
+def compiled(*sources: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Compile at the first call; kept on disk, if there is a folder for it, until a source changes.
+
+    numba looks at the file of the function only, so the contents of all ``sources`` (this file and
+    those given) become part of the function's name.
+    """
+    contents = b"".join(Path(source).read_bytes() for source in (__file__, *sources))
+
+    def compile_later(function: Callable[P, T]) -> Callable[P, T]:
+        function.__qualname__ += f"_{crc32(contents):08x}"
+        made: Callable[P, T]
+        try:
+            made = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        except RuntimeError:  # neither beside the code nor in the user's home may it write
+            made = numba.njit(nogil=True, error_model="numpy")(function)
+        return made
+
+    return compile_later
+
+
+class _VectorType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="float32x16")
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
+_vector = _VectorType()
+
+
+def _constant(value: float) -> Any:
+    return ir.Constant(_VECTOR, [float(np.float32(value))] * LANES)
+
+
+def _all(kind: Any, value: int) -> Any:
+    return ir.Constant(kind, [value] * LANES)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
+
+
+def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    return builder.fadd(builder.fmul(x, y, flags=_FUSE), z, flags=_FUSE)
+
+
+def _in_all_lanes(builder: Any, number: Any) -> Any:
+    nothing = ir.Constant(_VECTOR, ir.Undefined)
+    one = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, nothing, _all(_INTEGERS, 0))
+
+
+@intrinsic
+def load(typing: Any, array: Any, index: Any) -> Any:
+    """16 numbers from an index on."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        return builder.load(_pointer(context, builder, array, args[0], index), align=4)
+
+    return _vector(array, index), build
+
+
+@intrinsic
+def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write 16 numbers from an index on."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        builder.store(args[2], _pointer(context, builder, array, args[0], index), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, _vector), build
+
+
+@intrinsic
+def splat(typing: Any, value: Any) -> Any:
+    """One number in all lanes."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = context.cast(builder, args[0], signature.args[0], types.float32)
+        return _in_all_lanes(builder, number)
+
+    return _vector(value), build
+
+
+@intrinsic
+def spread(typing: Any, array: Any, index: Any) -> Any:
+    """One number of an array in all lanes."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        data = context.make_array(array)(context, builder, args[0]).data
+        return _in_all_lanes(builder, builder.load(builder.gep(data, [index])))
+
+    return _vector(array, index), build
+
+
+@intrinsic
+def _mul(typing: Any, x: Any, y: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fmul(*args, flags=_FUSE)
+
+    return _vector(_vector, _vector), build
+
+
+@intrinsic
+def _add(typing: Any, x: Any, y: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args, flags=_FUSE)
+
+    return _vector(_vector, _vector), build
+
+
+@overload(operator.mul)
+def _operator_mul(x: Any, y: Any) -> Any:
+    def build(x: Any, y: Any) -> Any:
+        return _mul(x, y)
+
+    return build if x is y is _vector else None
+
+
+@overload(operator.add)
+def _operator_add(x: Any, y: Any) -> Any:
+    def build(x: Any, y: Any) -> Any:
+        return _add(x, y)
+
+    return build if x is y is _vector else None
+
+
+@intrinsic
+def decay(typing: Any, step: Any, rate: Any) -> Any:
+    """2 ** (step * rate) for products <= 0, to about an ulp; 0 below 2**-64, for -inf too.
+
+    No sum in float32 can tell such a decay from 0, and the subnormal numbers that it would lead to
+    are a hundred times slower than others.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        step, rate = args
+        shifted = _multiply_add(builder, step, rate, _constant(_ROUND))
+        whole = builder.fsub(shifted, _constant(_ROUND))
+        rest = _multiply_add(builder, step, rate, builder.fneg(whole))
+        power = _constant(_EXP2[-1])
+        for factor in (*_EXP2[-2::-1], 1.0):
+            power = _multiply_add(builder, power, rest, _constant(factor))
+        exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), _all(_INTEGERS, 23))
+        bits = builder.add(builder.bitcast(power, _INTEGERS), exponent)
+        gone = builder.fcmp_ordered("<", shifted, _constant(_ROUND - FADED))
+        return builder.select(gone, _constant(0.0), builder.bitcast(bits, _VECTOR))
+
+    return _vector(_vector, _vector), build
+
+
+@intrinsic
+def unless_faded(typing: Any, value: Any) -> Any:
+    """A decay itself, 0 below 2**-64."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        gone = builder.fcmp_ordered("<", args[0], _constant(2.0**-FADED))
+        return builder.select(gone, _constant(0.0), args[0])
+
+    return _vector(_vector), build
+
+
+@intrinsic
+def nonzero(typing: Any, value: Any) -> Any:
+    """Whether any lane is other than 0."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        other = builder.fcmp_unordered("!=", args[0], _constant(0.0))
+        bits = builder.bitcast(other, ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+    return types.boolean(_vector), build
+
+
+@intrinsic
+def sums(typing: Any, array: Any, index: Any) -> Any:
+    """The sums of 16 vectors that lie one after the other, as one vector in their order."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        rows = []
+        for i in range(LANES):
+            at = builder.add(index, ir.Constant(index.type, i * LANES))
+            rows.append(builder.load(_pointer(context, builder, array, args[0], at), align=4))
+        even, odd = (ir.Constant(_INTEGERS, list(range(i, 2 * LANES, 2))) for i in (0, 1))
+        while len(rows) > 1:  # neighbours are added, in rows and in lanes alike
+            rows = [
+                builder.fadd(builder.shuffle_vector(x, y, even), builder.shuffle_vector(x, y, odd))
+                for x, y in zip(rows[::2], rows[1::2], strict=True)
+            ]
+        return rows[0]
+
+    return _vector(array, index), build
