@@ -1,0 +1,121 @@
+"""From the name of a model, or a checkpoint, to a predictor that is ready."""
+
+from pathlib import Path
+
+import torch
+
+from anyres.errors import InputError, WeightsError
+from anyres.models.config import ModelConfig, Pad, ViTConfig, preset
+from anyres.models.segmenter import Segmenter
+from anyres.models.weights import load as read_checkpoint
+from anyres.models.weights import load_weights
+from anyres.ops.precision import resolve_dtype
+from anyres.predict.assets import EMBEDDED, embedded_weights
+from anyres.predict.predictor import Predictor
+from anyres.predict.resolution import Resolution
+
+
+def load(
+    model: str = EMBEDDED,
+    *,
+    weights: str | Path | None = None,
+    resolution: Resolution | None = None,
+    pad: Pad | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+) -> Predictor:
+    """Load a model and make a predictor of it.
+
+    Args:
+        model: name of a preset; ``default`` is the embedded one and needs no weights.
+        weights: a ``.safetensors`` checkpoint of anyres, whose configuration it carries, or an
+            official ``.pth`` checkpoint of ``model``.
+        resolution: long side fed to the model: pixels, ``"train"``, ``"native"``, or None for the
+            model's own rule (see ``Predictor``).
+        pad: ``"square"``, ``"patch"``, or None for the model's own.
+        device: ``"auto"`` is CUDA where there is a GPU, else the CPU; or any of torch's names.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` (not on CPUs), or ``"auto"``: for SAM
+            float32, so that its answers are the official ones; for others bfloat16 where the
+            hardware multiplies it (CUDA, AVX512-BF16, AMX), else float32.
+
+    Returns:
+        A predictor without a picture.
+
+    Raises:
+        InputError: an unknown model, device, dtype, resolution or padding.
+        WeightsError: the weights are missing, damaged, or another model's.
+    """
+    place = resolve_device(device)
+    # Asked before the weights are read, which may take long.
+    preset(model)
+    resolve_dtype(dtype, place)
+    segmenter = _read(model, weights)
+    precision = choose_dtype(dtype, place, segmenter.config)
+    return Predictor(put(segmenter, place, precision), resolution=resolution, pad=pad)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device of this name; ``auto`` is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        InputError: there is no such device, or not here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is unknown; try auto, cpu, cuda or mps") from error
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    count = available.get(place.type, 0)
+    if (place.index or 0) >= count:
+        raise InputError(
+            f"device {str(device)!r} is not available here ({place.type}: {count} found); "
+            "'auto' takes the best there is"
+        )
+    return place
+
+
+def choose_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.dtype:
+    """The precision a model runs in, with ``auto`` as ``load`` describes it."""
+    if dtype == "auto" and isinstance(config.encoder, ViTConfig):
+        return torch.float32
+    return resolve_dtype(dtype, device)
+
+
+def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter:
+    """Bring a model to a device and a precision, in place.
+
+    Constants stay in float32: colours and frequencies of positions. bfloat16 would make 123.675
+    of the mean colour 123.5. Running statistics go along with the weights they belong to.
+    """
+    constants = [
+        (module, name, buffer)
+        for module in model.modules()
+        if not isinstance(module, torch.nn.BatchNorm2d)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    model.to(device=device, dtype=dtype)
+    for module, name, buffer in constants:
+        setattr(module, name, buffer.to(device))
+    return model
+
+
+def _read(model: str, weights: str | Path | None) -> Segmenter:
+    """The model with its weights, on the CPU in float32."""
+    if weights is not None:
+        return load_weights(model, weights)
+    if model == EMBEDDED:
+        with embedded_weights() as path:
+            return read_checkpoint(path)
+    source = (
+        "official SAM checkpoints are listed in the README of "
+        "https://github.com/facebookresearch/segment-anything"
+        if isinstance(preset(model).encoder, ViTConfig)
+        else "train them with `anyres train`, or take an official HRSAM checkpoint"
+    )
+    raise WeightsError(f"{model} comes without weights; {source}: pass the file as weights=")

@@ -1,0 +1,71 @@
+"""At which size, and with which padding, a picture is fed to a model."""
+
+from typing import Literal
+
+from anyres.errors import InputError
+from anyres.models.config import ModelConfig, Pad
+
+Resolution = int | Literal["train", "native"]
+
+
+def long_side(
+    picture_hw: tuple[int, int],
+    resolution: int | Literal["native"],
+    limit: int,
+    config: ModelConfig,
+) -> int:
+    """The long side that a picture is brought to, in pixels.
+
+    Args:
+        picture_hw: (height, width) of the picture.
+        resolution: as ``known_resolution`` gives it.
+        limit: the largest native long side; 0 for none.
+        config: of the model. Under ``native``, pictures smaller than one of its attention windows
+            are enlarged to it: the model would see little but padding.
+    """
+    if resolution != "native":
+        return resolution
+    native = min(max(picture_hw), limit) if limit else max(picture_hw)
+    return max(native, config.encoder.window * config.encoder.patch)
+
+
+def known_resolution(resolution: Resolution | None, config: ModelConfig) -> int | Literal["native"]:
+    """The long side that a predictor works at.
+
+    Raises:
+        InputError: it is no such thing, or smaller than a patch.
+    """
+    if resolution is None:
+        return "native" if config.native_limit else config.image_size
+    if resolution == "train":
+        return config.image_size
+    if resolution == "native":
+        return "native"
+    if isinstance(resolution, str | bool) or not hasattr(resolution, "__index__"):
+        raise InputError(
+            f"resolution is {resolution!r}; it must be the long side in pixels, 'train' or 'native'"
+        )
+    if resolution < config.encoder.patch:
+        raise InputError(
+            f"resolution {resolution} is smaller than one patch of {config.encoder.patch} pixels"
+        )
+    return int(resolution)
+
+
+def known_pad(pad: Pad | None, resolution: Resolution | None, config: ModelConfig) -> Pad:
+    """The padding that a predictor works with.
+
+    Raises:
+        InputError: it is no such thing, or would change a square model's official answers.
+    """
+    if pad is None:
+        return config.pad
+    if pad not in ("square", "patch"):
+        raise InputError(f"pad is {pad!r}; it must be 'square' or 'patch'")
+    at_train = resolution == "train" or (resolution is None and not config.native_limit)
+    if at_train and config.pad == "square" and pad == "patch":
+        raise InputError(
+            f"{config.name} was trained in squares and is padded to one at resolution 'train'; "
+            f"pass resolution={config.image_size} to have pad='patch' at that size"
+        )
+    return pad
