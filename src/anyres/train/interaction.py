@@ -1,0 +1,117 @@
+"""Simulated clicks during training (HRSAM, arXiv 2407.02109, section 4).
+
+Clicks are drawn on maps at half the input's resolution, where the loss is computed too.
+
+Shapes: P objects, (H, W) model input in pixels, maps (H/2, W/2).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from torch import Tensor
+
+from anyres.clicks import EVALUATION_K, TRAINING_K, Click, next_click
+from anyres.predict.postprocess import MASK_LOGIT
+
+STRIDE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Masks at stride 2, (P, H/2, W/2) float32: what is wanted, and where it counts."""
+
+    mask: Tensor
+    valid: Tensor
+
+    @classmethod
+    def from_full(cls, masks: Tensor, valid: Tensor) -> "Targets":
+        """From uint8 maps (B, K, H, W) and (B, H, W), P = B * K."""
+        half = F.avg_pool2d(masks.flatten(0, 1).float()[:, None], STRIDE)[:, 0]
+        counts = F.avg_pool2d(valid.float()[:, None], STRIDE)[:, 0]
+        valid_half = (counts == 1).float().repeat_interleave(masks.shape[1], 0)
+        return cls((half >= 0.5).float() * valid_half, valid_half)
+
+
+def upsample(logits: Tensor) -> Tensor:
+    """Logits (P, M, H/4, W/4) to stride 2, (P, M, H/2, W/2), float32."""
+    return F.interpolate(logits.float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class Annotator:
+    """Clicks for many objects at once; points are padded with label -1 where one has fewer."""
+
+    def __init__(self, targets: Targets, rng: Generator) -> None:
+        self.target = targets.mask.bool().numpy()
+        self.valid = targets.valid.bool().numpy()
+        self.rng = rng
+        self.clicks: list[list[Click]] = [[] for _ in self.target]
+        self.xy: list[list[tuple[float, float]]] = [[] for _ in self.target]
+
+    def click(self, logits: Tensor | None) -> None:
+        """One more click on every object that still has an error.
+
+        Args:
+            logits: predictions at stride 2, (P, H/2, W/2); None before the first click, which goes
+                to the middle of the object.
+        """
+        k = TRAINING_K if logits is not None else EVALUATION_K
+        for i, target in enumerate(self.target):
+            predicted = np.zeros_like(target) if logits is None else (logits[i] > 0).numpy()
+            ignored = ~self.valid[i]
+            click = next_click(predicted, target, self.clicks[i], k=k, rng=self.rng, ignore=ignored)
+            if click is not None:
+                self.clicks[i].append(click)
+                # A pixel of the map is four of the input: any of them may have been meant.
+                jitter = self.rng.integers(0, STRIDE, 2)
+                self.xy[i].append((click.x * STRIDE + jitter[0], click.y * STRIDE + jitter[1]))
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Coordinates (P, N, 2), XY in input pixels, and labels (P, N); N may be 0."""
+        most = max(len(clicks) for clicks in self.clicks)
+        xy = torch.zeros(len(self.clicks), most, 2)
+        labels = torch.full((len(self.clicks), most), -1)
+        for i, (places, clicks) in enumerate(zip(self.xy, self.clicks, strict=True)):
+            if places:
+                xy[i, : len(places)] = torch.tensor(places, dtype=torch.float32)
+                labels[i, : len(clicks)] = torch.tensor([int(c.positive) for c in clicks])
+        return xy, labels
+
+    def boxes(self, jitter: float = 0.1) -> Tensor:
+        """Boxes of the objects, (P, 4) XYXY in input pixels, sides moved by up to a tenth."""
+        boxes = np.zeros((len(self.target), 4), np.float32)
+        for i, target in enumerate(self.target):
+            rows, columns = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
+            if not len(rows):
+                rows, columns = (
+                    np.array([0, target.shape[0] - 1]),
+                    np.array([0, target.shape[1] - 1]),
+                )
+            box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) * STRIDE
+            sides = np.tile(box[2:] - box[:2], 2)
+            moved = box + self.rng.uniform(-jitter, jitter, 4) * sides
+            limits = np.array(target.shape[::-1] * 2) * STRIDE
+            boxes[i] = np.clip(moved, 0, limits)
+        return torch.from_numpy(boxes)
+
+
+def rough_masks(targets: Targets, rng: Generator) -> Tensor:
+    """Masks as people bring them: blocky, too large or too small, with bits missing or added.
+
+    Returns:
+        Logits (P, 1, H/4, W/4), all of them plus or minus `MASK_LOGIT`.
+    """
+    height, width = targets.mask.shape[1:]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    block = min(int(rng.choice([2, 4, 8, 16])), height, width)
+    size = (height // 2, width // 2)
+    coarse = F.avg_pool2d(targets.mask[:, None], block, ceil_mode=True)
+    noise = torch.randn(len(coarse), 1, 1 + height // 32, 1 + width // 32, generator=generator)
+    share, disturbance = (
+        F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in (coarse, noise)
+    )
+    limit = rng.uniform(0.25, 0.75)
+    inside = share + 0.12 * disturbance > limit
+    return torch.where(inside, MASK_LOGIT, -MASK_LOGIT)

@@ -1,0 +1,334 @@
+"""An endless, repeatable stream of training samples: a crop, masks of objects in it, augmented.
+
+``stream.sample(index)`` depends on the seed and the index alone, so a resumed run sees the same
+data from where it stopped, in one process or several.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anyres.data.augment import Generator, draw_cable, opencv, paste, photometric
+from anyres.errors import InputError
+from anyres.train.crops import FILL, Frame, draw_object, draw_others, draw_window, plain_window
+from anyres.train.sources import Cache, Source, cut_out, find_sources
+
+SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
+LARGEST = 0.8
+CACHE_BYTES = 6 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training sample.
+
+    Attributes:
+        image: (S, S, 3) uint8 RGB.
+        masks: (objects, S, S) uint8 0/1, none of them empty.
+        valid: (S, S) uint8, 0 where the picture ends or its map is void: no loss there.
+    """
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    valid: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of one size, stacked, as tensors.
+
+    Attributes:
+        images: (B, S, S, 3) uint8 RGB.
+        masks: (B, objects, S, S) uint8 0/1.
+        valid: (B, S, S) uint8 0/1.
+        number: which batch of the run this is, from 0.
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    valid: torch.Tensor
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """A crop at its final size, before light and colour."""
+
+    image: NDArray[np.uint8]
+    masks: list[NDArray[np.uint8]]
+    valid: NDArray[np.uint8]
+    inside: NDArray[np.uint8]  # 0 where the picture ends
+
+
+class SampleStream:
+    """Samples drawn from a folder of training sets."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        size: int,
+        objects: int,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """List the sets; pictures are decoded when first drawn.
+
+        Args:
+            root: a folder of data sets, or one data set (`anyres.train.sources`).
+            size: side of a sample in pixels.
+            objects: how many masks a sample has; a crop with fewer repeats some.
+            seed: of all random draws, 0 or more.
+            weights: share of each set; those not named keep their usual one.
+
+        Raises:
+            InputError: a size, count, seed or weight out of range, or no data under ``root``.
+        """
+        if size < 16 or objects < 1 or seed < 0:
+            raise InputError(f"size {size} (from 16), objects {objects} (1), seed {seed} (0)")
+        self.size = size
+        self.objects = objects
+        self.seed = seed
+        sources = find_sources(Path(root), dict(weights or {}))
+        self._sources = [s for s in sources if any(entry.maps for entry in s.entries)]
+        self._weights = _shares([s.rule.weight for s in self._sources])
+        self._cutters = [s for s in self._sources if s.rule.cut > 0]
+        self._cut_weights = _shares([s.rule.cut for s in self._cutters])
+        self._marked = {
+            s.name: tuple(entry for entry in s.entries if entry.maps) for s in self._sources
+        }
+        self._plain = [(s, e) for s in sources for e in s.entries if not e.maps]
+        self._cache = Cache(CACHE_BYTES)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield samples 0, 1, 2, ... without end."""
+        index = 0
+        while True:
+            yield self.sample(index)
+            index += 1
+
+    def sample(self, index: int, size: int | None = None) -> Sample:
+        """Make sample ``index``.
+
+        Args:
+            index: 0 or more.
+            size: side in pixels; None is the stream's own.
+        """
+        rng = np.random.default_rng((self.seed, index))
+        side = size or self.size
+        for _ in range(20):
+            scene = self._composed(rng, side)
+            if scene.masks:
+                break
+        else:
+            raise InputError("20 crops in a row held no object; are the masks empty?")
+        return self._finished(scene, rng)
+
+    def _composed(self, rng: Generator, side: int) -> _Scene:
+        """Take a crop and perhaps paste things over it."""
+        pasting = rng.random() < 0.4
+        if pasting and self._plain and rng.random() < 0.3:
+            _, entry = self._plain[int(rng.integers(len(self._plain)))]
+            scene = _plain_crop(self._cache.picture(entry), side, rng)
+        else:
+            source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
+            scene = self._crop(source, side, rng)
+        if pasting and self._cutters:
+            scene = self._pasted(scene, rng)
+        if rng.random() < 0.04:
+            scene = _over(scene, draw_cable(scene.image, rng), SMALLEST / 4)
+        return scene
+
+    def _crop(self, source: Source, side: int, rng: Generator) -> _Scene:
+        """Cut a square out of a picture around one of its objects, with that and others' masks."""
+        entries = self._marked[source.name]
+        entry = entries[int(rng.integers(len(entries)))]
+        number = int(rng.integers(len(entry.maps)))
+        image = self._cache.picture(entry)
+        found = self._cache.labels(entry, number, source.rule)
+        if found.count == 0:
+            return _plain_crop(image, side, rng)
+        chosen = draw_object(found, source.rule, rng)
+        window = draw_window(found.box(chosen), image.shape[:2], side, rng)
+        frame = Frame.of(window, image.shape[:2], side)
+        inside = frame.inside()
+        valid = inside.copy()
+        if found.void is not None:
+            valid &= frame.mask(255 - found.void[frame.window].view(np.uint8) * np.uint8(255))
+        masks = []
+        others = draw_others(found, source.rule, frame.window, chosen, self.objects - 1, rng)
+        for some in (chosen, *others):
+            mask = frame.mask(found.select(some, frame.window), thin=source.rule.thin)
+            if _worth(mask, _least(source)):
+                masks.append(mask)
+        scene = _Scene(frame.picture(image), masks, valid, inside)
+        if source.rule.turn:
+            scene = _turned(scene, int(rng.integers(4)))
+        return scene
+
+    def _pasted(self, scene: _Scene, rng: Generator) -> _Scene:
+        """Paste one to three cut-outs over a crop."""
+        side = scene.image.shape[0]
+        number = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+        for turn in range(number):
+            source = self._cutters[int(rng.choice(len(self._cutters), p=self._cut_weights))]
+            entries = self._marked[source.name]
+            entry = entries[int(rng.integers(len(entries)))]
+            found = self._cache.labels(entry, int(rng.integers(len(entry.maps))), source.rule)
+            if found.count == 0:
+                continue
+            chosen = draw_object(found, source.rule, rng, whole=source.rule.whole > 0)
+            share = found.areas[list(chosen)].sum() / found.labels.size
+            if share < 2e-3 or share > 0.7:
+                continue
+            cut = cut_out(self._cache.picture(entry), found, chosen)
+            largest = min(1.1 * side, 2.5 * max(cut.mask.shape))
+            smallest = min(0.12 * side, largest / 2)
+            extent = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+            if turn and scene.masks:
+                extent *= 0.7
+            pasted = paste(scene.image, cut, extent, rng, rotate=source.name != "ccp")
+            if pasted is not None:
+                scene = _over(scene, pasted, _least(source))
+        return scene
+
+    def _finished(self, scene: _Scene, rng: Generator) -> Sample:
+        """Choose the masks, flip, and change light and colour."""
+        masks = scene.masks
+        if len(masks) > self.objects:
+            # The last are the pasted ones, the first is what the crop was made for.
+            order = rng.permutation(len(masks) - 1)[: self.objects - 1]
+            masks = [masks[-1], *(masks[i] for i in order)]
+        elif len(masks) < self.objects:
+            masks = masks + [masks[i] for i in rng.integers(len(masks), size=self.objects)]
+        image, valid = photometric(scene.image, rng), scene.valid
+        stacked = np.stack(masks[: self.objects])
+        if not valid.all():
+            image[scene.inside == 0] = FILL
+            stacked &= valid
+        if rng.random() < 0.5:
+            cv2 = opencv()
+            image, valid = cv2.flip(image, 1), cv2.flip(valid, 1)
+            stacked = np.stack([cv2.flip(mask, 1) for mask in stacked])
+        return Sample(image, stacked, valid)
+
+
+def _least(source: Source) -> float:
+    """Return the least share of the crop that an object of this set must have."""
+    return SMALLEST / 4 if source.rule.thin else SMALLEST
+
+
+def _shares(weights: list[float]) -> NDArray[np.float64]:
+    """Scale weights to a sum of 1."""
+    total = sum(weights)
+    return np.array(weights) / total if total > 0 else np.array(weights)
+
+
+def _worth(mask: NDArray[np.uint8], least: float) -> bool:
+    """Tell whether a mask is neither next to nothing nor next to everything."""
+    share = float(np.count_nonzero(mask)) / mask.size
+    return least <= share <= LARGEST
+
+
+def _plain_crop(image: NDArray[np.uint8], side: int, rng: Generator) -> _Scene:
+    """Cut a square without any masks."""
+    frame = Frame.of(plain_window(image.shape[:2], rng), image.shape[:2], side)
+    inside = frame.inside()
+    return _Scene(frame.picture(image), [], inside.copy(), inside)
+
+
+def _over(scene: _Scene, pasted: NDArray[np.uint8], least: float) -> _Scene:
+    """Account for something painted over the scene: it hides, and is an object itself."""
+    pasted = pasted & scene.inside
+    masks = [mask & (1 - pasted) for mask in scene.masks]
+    masks = [mask for mask in masks if _worth(mask, least)]
+    if _worth(pasted, least):
+        masks.append(pasted)
+    return _Scene(scene.image, masks, scene.valid | pasted, scene.inside)
+
+
+def _turned(scene: _Scene, quarters: int) -> _Scene:
+    """Turn a scene by quarter turns."""
+    image, valid, inside = (
+        np.ascontiguousarray(np.rot90(x, quarters))
+        for x in (scene.image, scene.valid, scene.inside)
+    )
+    masks = [np.ascontiguousarray(np.rot90(mask, quarters)) for mask in scene.masks]
+    return _Scene(image, masks, valid, inside)
+
+
+Plan = int | Sequence[tuple[int, int]]
+
+
+class _Batches(torch.utils.data.Dataset[Batch]):
+    """Batch by number, each made of the next samples of the stream."""
+
+    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]]) -> None:
+        """Keep the stream and the round of (size, batch size)."""
+        self.stream = stream
+        self.plan = plan
+        self._firsts = np.cumsum([0, *(some for _, some in plan)]).tolist()
+
+    def __getitem__(self, number: int) -> Batch:
+        """Make batch ``number``."""
+        rounds, place = divmod(number, len(self.plan))
+        size, number_of = self.plan[place]
+        first = rounds * self._firsts[-1] + self._firsts[place]
+        samples = [self.stream.sample(first + i, size) for i in range(number_of)]
+        images, masks, valid = (
+            torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
+            for name in ("image", "masks", "valid")
+        )
+        return Batch(images, masks, valid, number)
+
+
+class _From(torch.utils.data.Sampler[int]):
+    """The numbers from ``start`` on, without end."""
+
+    def __init__(self, start: int) -> None:
+        """Keep the first number."""
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        """Count."""
+        return count(self.start)
+
+
+def batches(
+    stream: SampleStream, plan: Plan, *, start: int = 0, workers: int = 1
+) -> Iterator[Batch]:
+    """Yield batches ``start``, ``start`` + 1, ... without end, made ahead in other processes.
+
+    Args:
+        stream: where the samples come from. Each worker decodes and keeps pictures of its own.
+        plan: samples a batch, or a round of (size, samples) that is gone through over and over,
+            such as ``[(256, 6), (256, 6), (256, 6), (384, 3)]``.
+        start: number of the first batch, to take a run up again with the data it would have had.
+        workers: processes; 0 makes the batches in this one.
+
+    Raises:
+        InputError: an empty plan, or a size or count in it out of range.
+    """
+    rounds = [(stream.size, plan)] if isinstance(plan, int) else list(plan)
+    if not rounds or any(size < 16 or number < 1 for size, number in rounds):
+        raise InputError(f"the plan {plan} needs sizes from 16 and at least 1 sample a batch")
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        _Batches(stream, rounds),
+        batch_size=None,
+        sampler=_From(start),
+        num_workers=workers,
+        prefetch_factor=6 if workers else None,
+        worker_init_fn=_calm if workers else None,
+    )
+    yield from loader
+
+
+def _calm(_: int) -> None:
+    """Keep a worker on one thread."""
+    torch.set_num_threads(1)

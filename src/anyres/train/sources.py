@@ -1,0 +1,304 @@
+"""What the training sets are, and their pictures and objects, decoded once and kept.
+
+A training folder holds data sets (``<set>/images``, ``<set>/masks``) or is one itself. `RULES`
+says of the known ones what their maps mean and how often to use them.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anyres.data.augment import CutOut, opencv
+from anyres.data.datasets import Entry, Kind, Objects, list_entries, objects_of
+from anyres.data.images import read_image, read_mask
+from anyres.errors import InputError
+
+LONG_SIDE = 1000  # pictures are kept at most this long: a sample is smaller still
+CRUMB = 2e-4  # parts of a class map below this share of the picture are no objects of their own
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to read and sample one data set.
+
+    Attributes:
+        weight: share of the samples.
+        kind: what its maps are.
+        union: how often an object is a union of neighbouring ones instead.
+        inner: how often only objects that hardly reach the picture's border are taken, for maps
+            in which every pixel is labelled and most of what reaches it is background.
+        whole: how often it is everything that is not background instead.
+        skip: ids that are no objects.
+        smooth: standard deviation in pixels of a majority filter over a speckled map, 0 for none.
+        thin: whether objects are only a few pixels wide, so that scaling down must not lose them.
+        turn: whether there is no up and down, so that quarter turns are natural too.
+        cut: how often it is the source of a pasted cut-out, relative to the others.
+    """
+
+    weight: float = 0.03
+    kind: Kind = "auto"
+    union: float = 0.0
+    inner: float = 0.0
+    whole: float = 0.0
+    skip: tuple[int, ...] = ()
+    smooth: float = 0.0
+    thin: bool = False
+    turn: bool = False
+    cut: float = 0.0
+
+
+RULES = {
+    "bsds500": Rule(0.34, "instance", union=0.5, inner=0.6, cut=0.12),
+    "coco128seg": Rule(0.16, "instance", union=0.25, cut=0.26),
+    "ccp": Rule(0.14, "class", union=0.15, whole=0.5, smooth=2.5, cut=0.18),
+    "human290": Rule(0.12, "binary", smooth=1.2, cut=0.2),
+    # 0 of camvid is the sky, 11 what nobody labelled.
+    "camvid": Rule(0.06, "class", union=0.15, skip=(11,), cut=0.04),
+    "fasseg": Rule(0.025, "class", whole=0.3, cut=0.03),
+    "cwfid": Rule(0.03, "class", union=0.15, whole=0.1, thin=True, turn=True, cut=0.05),
+    "wgisd51": Rule(0.025, "instance", union=0.1, cut=0.04),
+    "cables70": Rule(0.03, "instance", thin=True, turn=True, cut=0.05),
+    "crackforest": Rule(0.015, "binary", thin=True, turn=True),
+    "retina": Rule(0.015, "binary", thin=True, turn=True),
+    "dubai72": Rule(0.02, "class", turn=True),
+    "dsb2018": Rule(0.02, "instance", union=0.1, turn=True, cut=0.03),
+    "magtile": Rule(0.02, "binary", turn=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """The objects of one map at the kept size.
+
+    Attributes:
+        labels: (H, W) uint8 or uint16; 0 none, 1..count the objects, count + 1 crumbs that are
+            part of the foreground but of no object.
+        void: (H, W) bool or None.
+        count: how many objects.
+        areas: (count + 2,) pixels of each label.
+        boxes: (count + 2, 4) XYXY of each label, right and bottom exclusive.
+        inner: (count + 2,) whether a label hardly reaches the picture's border.
+    """
+
+    labels: NDArray[Any]
+    void: NDArray[np.bool_] | None
+    count: int
+    areas: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    inner: NDArray[np.bool_]
+    _neighbours: list[dict[int, int]] = field(default_factory=list)
+
+    def neighbours(self, label: int) -> dict[int, int]:
+        """Return the objects that touch this one, with the lengths of the common borders."""
+        if not self._neighbours:
+            self._neighbours.extend(_adjacency(self.labels, self.count))
+        return self._neighbours[label]
+
+    def select(
+        self, chosen: tuple[int, ...], window: tuple[slice, slice] = (slice(None), slice(None))
+    ) -> NDArray[np.uint8]:
+        """Return the mask of a union of labels as 0 and 255, within a window."""
+        cv2 = opencv()
+        part = self.labels[window]
+        mask: NDArray[np.uint8]
+        if len(chosen) == 1:
+            mask = cv2.inRange(part, chosen[0], chosen[0])
+            return mask
+        table = np.zeros(max(256, self.count + 2), np.uint8)
+        table[list(chosen)] = 255
+        mask = cv2.LUT(part, table) if part.dtype == np.uint8 else table[part]
+        return mask
+
+    def box(self, chosen: tuple[int, ...]) -> NDArray[np.int64]:
+        """Return the XYXY box of a union of labels."""
+        boxes = self.boxes[list(chosen)]
+        return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+
+
+def _adjacency(labels: NDArray[Any], count: int) -> list[dict[int, int]]:
+    """Count, for each pair of objects, the places where one lies beside the other.
+
+    Annotators leave a line of nothing between regions in places, hence steps of 3 pixels.
+    """
+    found: list[dict[int, int]] = [{} for _ in range(count + 2)]
+    small = labels.astype(np.int64)
+    codes = []
+    for one, other in ((small[:, :-3], small[:, 3:]), (small[:-3], small[3:])):
+        differ = (one != other) & (one > 0) & (other > 0) & (one <= count) & (other <= count)
+        codes.append(one[differ] * (count + 2) + other[differ])
+    values, lengths = np.unique(np.concatenate(codes), return_counts=True)
+    for value, length in zip(values.tolist(), lengths.tolist(), strict=True):
+        a, b = divmod(value, count + 2)
+        found[a][b] = found[a].get(b, 0) + length
+        found[b][a] = found[b].get(a, 0) + length
+    return found
+
+
+def majority(labels: NDArray[Any], deviation: float) -> NDArray[Any]:
+    """Give every pixel the id that has most weight around it under a Gaussian."""
+    cv2 = opencv()
+    best = np.full(labels.shape, -1, np.float32)
+    result = labels.copy()
+    for value in np.unique(labels):
+        share = cv2.GaussianBlur((labels == value).astype(np.float32), (0, 0), deviation)
+        ahead = share > best
+        result[ahead] = value
+        best[ahead] = share[ahead]
+    return result
+
+
+def label_map(stored: NDArray[Any], rule: Rule, size_hw: tuple[int, int]) -> LabelMap:
+    """Turn a map as stored into labels at the kept size.
+
+    Args:
+        stored: (H, W) map of ids.
+        rule: what the ids mean.
+        size_hw: the size the picture is kept at.
+    """
+    cv2 = opencv()
+    if stored.dtype == np.bool_:
+        stored = stored.astype(np.uint8)
+    if rule.smooth > 0:
+        stored = majority(stored, rule.smooth)
+    if stored.shape != size_hw:
+        stored = cv2.resize(stored, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    if rule.skip:
+        stored = np.where(np.isin(stored, rule.skip), 0, stored)
+    objects: Objects = objects_of(stored, rule.kind)
+    areas = np.bincount(objects.labels.ravel(), minlength=len(objects) + 1)
+    limit = max(12.0, CRUMB * stored.size)
+    kept = [i for i in range(1, len(objects) + 1) if areas[i] >= limit]
+    count = len(kept)
+    kind = np.uint8 if count < 250 else np.uint16
+    table = np.full(len(objects) + 1, count + 1, kind)
+    table[0] = 0
+    table[kept] = np.arange(1, count + 1)
+    labels = table[objects.labels]
+    areas = np.bincount(labels.ravel(), minlength=count + 2)
+    rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    inner = np.bincount(rim, minlength=count + 2) <= 0.06 * min(labels.shape)
+    return LabelMap(labels, objects.void, count, areas, _boxes(labels, count), inner)
+
+
+def _boxes(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Find the XYXY box of each label; an absent one gets an empty box."""
+    boxes = np.zeros((count + 2, 4), np.int64)
+    for axis in (0, 1):
+        length = labels.shape[axis]
+        places = np.arange(length).reshape((-1, 1) if axis == 0 else (1, -1))
+        codes = labels.astype(np.int64) * length + places
+        present = np.bincount(codes.ravel(), minlength=(count + 2) * length) > 0
+        present = present.reshape(count + 2, length)
+        some = present.any(axis=1)
+        boxes[:, 1 - axis] = np.where(some, present.argmax(axis=1), length)
+        boxes[:, 3 - axis] = np.where(some, length - present[:, ::-1].argmax(axis=1), 0)
+    return boxes
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One data set with the share of samples it gives."""
+
+    name: str
+    rule: Rule
+    entries: tuple[Entry, ...]
+
+
+def find_sources(root: Path, weights: dict[str, float] | None = None) -> list[Source]:
+    """List the data sets under ``root``, pictures without any map included.
+
+    Args:
+        root: a folder of data sets, or one data set.
+        weights: shares that replace those of `RULES`, by set; 0 leaves one out.
+
+    Raises:
+        InputError: no data set there, or a weight for one that is not there.
+    """
+    if not root.is_dir():
+        raise InputError(f"the training folder {root} does not exist")
+    folders = [root] if (root / "images").is_dir() else sorted(root.iterdir())
+    sources = []
+    for folder in folders:
+        if not (folder / "images").is_dir():
+            continue
+        rule = RULES.get(folder.name, Rule())
+        weight = (weights or {}).get(folder.name, rule.weight)
+        if weight < 0:
+            raise InputError(f"the weight of {folder.name} is {weight}; give 0 or more")
+        if weight > 0:
+            rule = Rule(**{**rule.__dict__, "weight": weight})
+            sources.append(Source(folder.name, rule, tuple(list_entries(folder))))
+    unknown = set(weights or {}) - {folder.name for folder in folders}
+    if unknown:
+        raise InputError(f"weights name sets that are not in {root}: {', '.join(sorted(unknown))}")
+    if not any(entry.maps for source in sources for entry in source.entries):
+        raise InputError(f"{root} has no data set with images/ and masks/ in it")
+    return sources
+
+
+class Cache:
+    """Decoded pictures and label maps, up to a number of bytes; the oldest go first."""
+
+    def __init__(self, limit: int) -> None:
+        """Start empty."""
+        self.limit = limit
+        self._used = 0
+        self._sizes: dict[Path, tuple[int, ...]] = {}
+        self._kept: OrderedDict[tuple[Path, int], tuple[Any, int]] = OrderedDict()
+
+    def picture(self, entry: Entry) -> NDArray[np.uint8]:
+        """Return a picture, (H, W, 3) uint8, at most `LONG_SIDE` long."""
+        key = (entry.image, -1)
+        if key not in self._kept:
+            cv2 = opencv()
+            image = read_image(entry.image)
+            height, width = self._sizes[entry.image] = image.shape[:2]
+            if max(height, width) > LONG_SIDE:
+                scale = LONG_SIDE / max(height, width)
+                size = (max(1, round(width * scale)), max(1, round(height * scale)))
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            self._keep(key, image, image.nbytes)
+        kept: NDArray[np.uint8] = self._kept[key][0]
+        return kept
+
+    def labels(self, entry: Entry, number: int, rule: Rule) -> LabelMap:
+        """Return map ``number`` of a picture at the size the picture is kept at.
+
+        Raises:
+            InputError: a map of another size than its picture.
+        """
+        key = (entry.image, number)
+        if key not in self._kept:
+            height, width = self.picture(entry).shape[:2]
+            stored = read_mask(entry.maps[number])
+            if stored.shape != self._sizes[entry.image]:
+                raise InputError(
+                    f"the map {entry.maps[number]} is {stored.shape}, its picture "
+                    f"{self._sizes[entry.image]} (height, width); they must be of one size"
+                )
+            found = label_map(stored, rule, (height, width))
+            self._keep(key, found, found.labels.nbytes)
+        kept: LabelMap = self._kept[key][0]
+        return kept
+
+    def _keep(self, key: tuple[Path, int], value: Any, size: int) -> None:
+        """Take something in and drop the oldest while there is too much."""
+        self._kept[key] = (value, size)
+        self._used += size
+        while self._used > self.limit and len(self._kept) > 1:
+            _, (_, dropped) = self._kept.popitem(last=False)
+            self._used -= dropped
+
+
+def cut_out(image: NDArray[np.uint8], found: LabelMap, chosen: tuple[int, ...]) -> CutOut:
+    """Cut a union of labels out of its picture, with a margin of 6 pixels."""
+    x0, y0, x1, y1 = (int(v) for v in found.box(chosen))
+    height, width = image.shape[:2]
+    touches = (x0 <= 1, y0 <= 1, x1 >= width - 1, y1 >= height - 1)
+    window = (slice(max(0, y0 - 6), y1 + 6), slice(max(0, x0 - 6), x1 + 6))
+    mask = found.select(chosen, window) // np.uint8(255)
+    return CutOut(image[window], mask, touches)

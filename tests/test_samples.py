@@ -1,0 +1,267 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anyres.data.datasets import Entry
+from anyres.errors import InputError
+from anyres.train.crops import FILL, Frame, draw_object, draw_window
+from anyres.train.samples import SampleStream, batches
+from anyres.train.sources import RULES, Cache, Rule, find_sources, label_map, majority
+
+pytest.importorskip("cv2")
+
+COLOURS = np.array([(30, 30, 30), (220, 40, 40), (40, 220, 40), (40, 40, 220)], np.uint8)
+
+
+def _add(root, name, stem, labels):
+    for folder in ("images", "masks"):
+        (root / name / folder).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(COLOURS[labels]).save(root / name / "images" / f"{stem}.png")
+    Image.fromarray(labels).save(root / name / "masks" / f"{stem}.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    labels = np.zeros((90, 140), np.uint8)
+    labels[10:50, 10:60] = 1
+    labels[10:50, 60:90] = 2
+    labels[60:80, 100:130] = 3
+    for stem in "abc":
+        _add(tmp_path, "shapes", stem, labels)
+        labels = np.ascontiguousarray(labels[::-1, ::-1])
+    return tmp_path
+
+
+def _same(a, b):
+    for name in ("image", "masks", "valid"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_samples_have_the_promised_form(root):
+    stream = SampleStream(root, size=64, objects=3, seed=1)
+    for sample in islice(stream, 40):
+        assert sample.image.shape == (64, 64, 3)
+        assert sample.masks.shape == (3, 64, 64)
+        assert sample.valid.shape == (64, 64)
+        assert {x.dtype for x in (sample.image, sample.masks, sample.valid)} == {np.dtype(np.uint8)}
+        assert sample.masks.max() == 1
+        assert (sample.masks.sum((1, 2)) > 0).all()
+        assert not (sample.masks & ~sample.valid & 1).any()
+        assert all(x.flags.c_contiguous for x in (sample.image, sample.masks, sample.valid))
+
+
+def test_a_sample_depends_on_seed_and_index_alone(root):
+    one = SampleStream(root, size=48, objects=2, seed=5)
+    other = SampleStream(root, size=48, objects=2, seed=5)
+    for index in (7, 3, 12):
+        _same(one.sample(index), other.sample(index))
+    list(islice(one, 10))
+    _same(one.sample(3), other.sample(3))
+    assert (one.sample(3).image != one.sample(4).image).any()
+    reseeded = SampleStream(root, size=48, objects=2, seed=6)
+    assert (one.sample(3).image != reseeded.sample(3).image).any()
+    assert one.sample(3, size=32).image.shape == (32, 32, 3)
+
+
+def test_masks_lie_on_their_objects(root, monkeypatch):
+    monkeypatch.setattr("anyres.train.samples.photometric", lambda image, rng: image.copy())
+    stream = SampleStream(root, size=64, objects=3, seed=2)
+    monkeypatch.setattr(
+        "anyres.train.samples.draw_cable", lambda image, rng: np.zeros_like(image[..., 0])
+    )
+    seen = 0
+    for sample in islice(stream, 30):
+        for mask in sample.masks:
+            colours = sample.image[mask > 0].astype(int)
+            nearest = np.abs(colours[:, None] - COLOURS.astype(int)).sum(-1).argmin(1)
+            # Pixels on an edge are mixed.
+            assert (nearest > 0).mean() > 0.85
+            seen += 1
+    assert seen == 90
+
+
+def test_pasted_objects_hide_what_is_below(root, monkeypatch):
+    monkeypatch.setitem(RULES, "shapes", Rule(1.0, "instance", cut=1.0))
+    stream = SampleStream(root, size=64, objects=4, seed=0)
+    rng = np.random.default_rng(0)
+    source = stream._sources[0]
+    for _ in range(20):
+        scene = stream._pasted(stream._crop(source, 64, rng), rng)
+        count = np.sum(scene.masks, axis=0)
+        if len(scene.masks):
+            assert count.max() == 1
+
+
+def test_padding_is_mean_colour_and_not_valid(root):
+    stream = SampleStream(root, size=64, objects=2, seed=0)
+    padded = [s for s in islice(stream, 60) if not s.valid.all()]
+    assert padded
+    for sample in padded:
+        assert (sample.image[sample.valid == 0] == FILL).all()
+
+
+def test_void_is_not_valid_but_shows_the_picture(tmp_path):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:56, 8:56] = 1
+    _add(tmp_path, "one", "a", labels)
+    labels[:8] = 255
+    Image.fromarray(labels).save(tmp_path / "one" / "masks" / "a.png")
+    frame = Frame.of((0, 0, 64, 64), (64, 64), 64)
+    stream = SampleStream(tmp_path, size=64, objects=1, seed=0)
+    scenes = [stream._crop(stream._sources[0], 64, np.random.default_rng(i)) for i in range(30)]
+    void = [scene for scene in scenes if (scene.inside & (1 - scene.valid)).any()]
+    assert void
+    assert frame.inside().all()
+    for scene in void:
+        gone = (scene.inside == 1) & (scene.valid == 0)
+        assert not (scene.image[gone] == FILL).all(axis=-1).any()
+
+
+def test_weights_choose_the_sets(root):
+    labels = np.ones((40, 40), np.uint8) * 2
+    labels[10:30, 10:30] = 3
+    _add(root, "other", "x", labels)
+    names = {s.name: s.rule.weight for s in find_sources(root, {"other": 0.5})}
+    assert names == {"other": 0.5, "shapes": Rule().weight}
+    assert [s.name for s in find_sources(root, {"shapes": 0.0})] == ["other"]
+    assert [s.name for s in find_sources(root / "other")] == ["other"]
+
+
+def test_batches_go_through_the_plan_and_resume(root):
+    stream = SampleStream(root, size=32, objects=2, seed=0)
+    plan = [(32, 3), (48, 2)]
+    first = list(islice(batches(stream, plan, workers=0), 5))
+    assert [tuple(batch.images.shape) for batch in first[:3]] == [
+        (3, 32, 32, 3),
+        (2, 48, 48, 3),
+        (3, 32, 32, 3),
+    ]
+    assert first[1].masks.shape == (2, 2, 48, 48)
+    assert [batch.number for batch in first] == [0, 1, 2, 3, 4]
+    resumed = next(batches(stream, plan, start=3, workers=0))
+    assert torch.equal(resumed.images, first[3].images)
+    assert torch.equal(resumed.valid, first[3].valid)
+    # Batch 3 is samples 8 and 9: no sample is used twice.
+    np.testing.assert_array_equal(first[3].images[0], stream.sample(8, 48).image)
+
+
+def test_a_worker_makes_the_same_batches(root):
+    stream = SampleStream(root, size=32, objects=2, seed=0)
+    here = list(islice(batches(stream, 2, start=1, workers=0), 2))
+    there = list(islice(batches(stream, 2, start=1, workers=1), 2))
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.masks, other.masks)
+
+
+def test_frame_beyond_the_picture():
+    image = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
+    frame = Frame.of((0, 0, 20, 20), image.shape[:2], 20)
+    sample = frame.picture(image)
+    np.testing.assert_array_equal(sample[:12], image)
+    assert (sample[12:] == FILL).all()
+    np.testing.assert_array_equal(frame.inside().sum(0), np.full(20, 12))
+    mask = np.zeros((12, 20), np.uint8)
+    mask[4:8, 5:9] = 255
+    np.testing.assert_array_equal(frame.mask(mask[frame.window])[:12], mask // 255)
+
+
+@pytest.mark.parametrize("side", [16, 50, 64, 256])
+def test_windows_show_the_object(side):
+    rng = np.random.default_rng(0)
+    box = np.array([100, 40, 160, 120])
+    for _ in range(200):
+        x0, y0, x1, y1 = draw_window(box, (200, 300), side, rng)
+        assert x1 > x0
+        assert y1 > y0
+        assert min(x1, 160) > max(x0, 100)
+        assert min(y1, 120) > max(y0, 40)
+        # Never more than three times enlarged, but for pictures that are too small for it.
+        assert max(x1 - x0, y1 - y0) >= min(side / 3, 200) * 0.8
+
+
+def test_unions_are_connected_and_whole_is_all():
+    labels = np.array([[1, 1, 2, 2, 0, 0, 0, 3]] * 30, np.uint8).repeat(6, axis=1)
+    found = label_map(labels, Rule(kind="instance", union=1.0), labels.shape)
+    rng = np.random.default_rng(0)
+    drawn = {draw_object(found, Rule(union=1.0), rng) for _ in range(60)}
+    assert {frozenset(some) for some in drawn} == {frozenset({1, 2}), frozenset({3})}
+    whole = draw_object(found, Rule(whole=1.0), rng)
+    np.testing.assert_array_equal(found.select(whole) > 0, labels > 0)
+    assert found.box((1, 3)).tolist() == [0, 0, 48, 30]
+
+
+def test_labels_of_a_map():
+    stored = np.zeros((40, 50), np.uint8)
+    stored[5:20, 5:20] = 4
+    stored[25:35, 5:45] = 9
+    stored[0, 49] = 9
+    stored[38:] = 11
+    rule = Rule(kind="class", skip=(11,))
+    found = label_map(stored, rule, stored.shape)
+    assert found.count == 2
+    assert found.areas.tolist() == [40 * 50 - 225 - 401, 225, 400, 1]
+    assert found.boxes[1:3].tolist() == [[5, 5, 20, 20], [5, 25, 45, 35]]
+    assert found.labels[0, 49] == 3
+    assert found.inner[1:3].all()
+
+
+def test_majority_removes_speckles():
+    labels = np.full((30, 30), 2, np.uint8)
+    labels[:, 15:] = 7
+    clean = labels.copy()
+    labels[5, 5], labels[20, 25] = 7, 0
+    np.testing.assert_array_equal(majority(labels, 2.0), clean)
+
+
+def test_cache_forgets_the_oldest(root):
+    entries = find_sources(root)[0].entries
+    cache = Cache(90 * 140 * 3 * 2)
+    pictures = [cache.picture(entry) for entry in entries]
+    assert len(cache._kept) == 2
+    assert cache.picture(entries[2]) is pictures[2]
+    assert cache.picture(entries[0]) is not pictures[0]
+
+
+def test_bad_input_is_named(root, tmp_path):
+    for options in ({"size": 8}, {"objects": 0}, {"seed": -1}):
+        with pytest.raises(InputError, match="size"):
+            SampleStream(root, **{"size": 64, "objects": 2, "seed": 0, **options})
+    with pytest.raises(InputError, match="nowhere"):
+        find_sources(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="absent"):
+        find_sources(root, {"absent": 1.0})
+    with pytest.raises(InputError, match="-1"):
+        find_sources(root, {"shapes": -1.0})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no data set"):
+        find_sources(tmp_path / "empty")
+    stream = SampleStream(root, size=64, objects=2, seed=0)
+    for plan in ([], [(8, 2)], 0):
+        with pytest.raises(InputError, match="plan"):
+            next(batches(stream, plan, workers=0))
+    image = find_sources(root)[0].entries[0].image
+    small = tmp_path / "small.png"
+    Image.fromarray(np.ones((4, 4), np.uint8)).save(small)
+    with pytest.raises(InputError, match=r"small\.png is \(4, 4\)"):
+        Cache(1 << 20).labels(Entry(image, (small,)), 0, Rule())
+
+
+def test_empty_masks_are_an_error_not_a_hang(tmp_path):
+    _add(tmp_path, "void", "a", np.zeros((40, 40), np.uint8))
+    stream = SampleStream(tmp_path, size=32, objects=1, seed=0)
+    with pytest.raises(InputError, match="no object"):
+        list(islice(stream, 50))
+
+
+def test_real_sets_give_samples(shared_data):
+    weights = dict.fromkeys((d.name for d in (shared_data / "train").iterdir()), 0.0)
+    weights |= {"camvid": 1.0, "fasseg": 1.0, "dsb2018": 1.0, "hires_photos": 1.0}
+    stream = SampleStream(shared_data / "train", size=96, objects=4, seed=0, weights=weights)
+    shares = [float(mask.mean()) for s in islice(stream, 8) for mask in s.masks]
+    assert min(shares) >= 0.0005
+    assert max(shares) <= 0.8
+    assert max(shares) > 5 * min(shares)

@@ -1,0 +1,229 @@
+"""Training: losses against known numbers, the optimiser, and a run that is stopped and resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anyres
+from anyres.errors import InputError, WeightsError
+from anyres.train import checkpoint
+from anyres.train.config import TrainConfig, load_config
+from anyres.train.interaction import Annotator, Targets
+from anyres.train.loop import Trainer, rate, train
+from anyres.train.losses import dice, mask_iou, normalized_focal
+from anyres.train.muon import orthogonalize
+from anyres.train.samples import SampleStream, batches
+
+TINY = TrainConfig(
+    steps=4, rounds=((64, 1),), objects=2, warmup=1, checkpoint_every=100, workers=0, threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set of eight pictures of one bright disc each."""
+    root = tmp_path_factory.mktemp("sets")
+    for name in ("images", "masks"):
+        (root / "discs" / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:80, :80]
+    for i in range(8):
+        cy, cx, r = rng.integers(25, 55), rng.integers(25, 55), rng.integers(12, 24)
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < r**2
+        image = rng.integers(0, 80, (80, 80, 3)) + disc[..., None] * 150
+        Image.fromarray(image.astype(np.uint8)).save(root / "discs" / "images" / f"{i}.png")
+        Image.fromarray((disc * 255).astype(np.uint8)).save(root / "discs" / "masks" / f"{i}.png")
+    return root
+
+
+def silent(step, record):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "weight"),
+    [
+        ("default", {}, 1),
+        ("no_void", {}, 1),
+        ("extreme_logits", {}, 1),
+        ("alpha25_gamma1", {"alpha": 0.25, "gamma": 1.0}, 1),
+        ("weight2_gamma3", {"gamma": 3.0}, 2),
+    ],
+)
+def test_focal_loss_golden(golden, case, arguments, weight):
+    _, tensors = golden("clicks_metrics_losses")
+    logits = tensors[f"in::nfl_{case}::logits"][:, 0].requires_grad_()
+    labels = tensors[f"in::nfl_{case}::labels"]
+    loss = weight * normalized_focal(
+        logits, (labels == 1).float(), (labels != 255).float(), **arguments
+    )
+    loss.sum().backward()
+    wanted, grad = tensors[f"out::nfl_{case}::loss"], tensors[f"out::nfl_{case}::grad"]
+    assert (loss - wanted.flatten()).abs().max() <= 1e-4 * max(1, wanted.max())
+    assert (logits.grad - grad[:, 0]).abs().max() <= 1e-4 * max(1, grad.abs().max())
+
+
+def test_losses_of_perfect_and_opposite_masks():
+    target = torch.zeros(1, 8, 8)
+    target[:, 2:6, 2:6] = 1
+    valid = torch.ones_like(target)
+    right = (target - 0.5) * 40
+    assert dice(right, target, valid).item() < 1e-6
+    assert dice(-right, target, valid).item() > 0.95
+    assert mask_iou(right, target, valid).item() == 1
+    assert mask_iou(-right, target, valid).item() == 0
+    valid[:, :, :4] = 0  # the left half is void: mistakes there do not count
+    wrong_left = torch.where(valid > 0, right, -right)
+    assert mask_iou(wrong_left, target, valid).item() == 1
+    assert dice(wrong_left, target, valid).item() < 1e-6
+
+
+def test_orthogonalize():
+    torch.manual_seed(0)
+    for shape in ((20, 50), (50, 20)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert values.min() > 0.5
+        assert values.max() < 1.5
+
+
+def test_rate():
+    config = TrainConfig(steps=100, warmup=10, decay=0.5)
+    assert rate(0, config) == pytest.approx(0.1)
+    assert rate(9, config) == rate(49, config) == 1
+    assert rate(75, config) == pytest.approx(0.5)
+    assert rate(100, config) == 0
+
+
+def test_annotator_clicks_the_middle_then_the_error():
+    masks = torch.zeros(1, 2, 40, 40, dtype=torch.uint8)
+    masks[0, 0, 8:32, 8:32] = 1
+    masks[0, 1, 0:4, 0:40] = 1
+    valid = torch.ones(1, 40, 40, dtype=torch.uint8)
+    targets = Targets.from_full(masks, valid)
+    annotator = Annotator(targets, np.random.default_rng(0))
+    annotator.click(None)
+    xy, labels = annotator.points()
+    assert labels.tolist() == [[1], [1]]
+    assert (xy[0, 0] - 20).abs().max() <= 2
+    # The first object is found and nothing else; of the second nothing, and a false square.
+    logits = torch.full((2, 20, 20), -1.0)
+    logits[0] = targets.mask[0] * 2 - 1
+    logits[1, 10:20, 10:20] = 1
+    annotator.click(logits)
+    _, labels = annotator.points()
+    assert labels.tolist() == [[1, -1], [1, 0]]
+    boxes = annotator.boxes(jitter=0)
+    assert boxes.tolist() == [[8, 8, 32, 32], [0, 0, 40, 4]]
+
+
+def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
+    assert train(TINY, data, tmp_path / "whole", silent)
+
+    class StopError(Exception):
+        pass
+
+    def stop(step, record):
+        if step == 3:
+            raise StopError
+
+    saving = replace(TINY, checkpoint_every=2)
+    with pytest.raises(StopError):
+        train(saving, data, tmp_path / "broken", stop)
+    assert train(saving, data, tmp_path / "broken", silent)
+    whole, broken = (checkpoint.load(tmp_path / name) for name in ("whole", "broken"))
+    for part in ("model", "average"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, broken[part][name]), f"{part} {name}"
+
+
+def test_what_a_run_saves_can_be_used(data, tmp_path):
+    train(replace(TINY, steps=1), data, tmp_path, silent)
+    predictor = anyres.load("default", weights=tmp_path / "model.safetensors", dtype="float32")
+    image = np.asarray(Image.open(data / "discs" / "images" / "0.png"))
+    predictor.set_image(image)
+    masks, scores, _ = predictor.predict(point_coords=[[40, 40]], point_labels=[1])
+    assert masks.shape == (3, 80, 80)
+    assert np.isfinite(scores).all()
+
+
+def test_steps_on_one_batch_lower_its_loss(data):
+    config = replace(TINY, rounds=((64, 2),), steps=100, box_share=0.0, mask_share=0.0)
+    trainer = Trainer(config)
+    batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 2, workers=0))
+    losses = [trainer.train_step(batch)["loss"] for _ in range(12)]
+    assert max(losses[-3:]) < 0.85 * min(losses[:3])
+
+
+def test_stops_on_sigterm_with_a_checkpoint(data, tmp_path):
+    code = textwrap.dedent(f"""
+        import os, signal
+        from dataclasses import replace
+        from pathlib import Path
+        from anyres.train.config import TrainConfig
+        from anyres.train.loop import train
+        config = TrainConfig(steps=50, rounds=((64, 1),), objects=1, workers=0, threads=1)
+        def report(step, record):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        print(train(config, Path({str(data)!r}), Path({str(tmp_path)!r}), report))
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+    assert checkpoint.load(tmp_path)["step"] == 2
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "log.jsonl",
+        "model.safetensors",
+    }
+
+
+def test_a_nonsense_checkpoint_is_an_error(data, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="start in another folder"):
+        train(TINY, data, tmp_path, silent)
+
+
+def test_a_run_of_another_model_is_an_error(data, tmp_path):
+    state = {"config": json.dumps({"model": "sam_ti"})}
+    checkpoint.save(tmp_path, state)
+    with pytest.raises(InputError, match="sam_ti"):
+        train(TINY, data, tmp_path, silent)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("step=3", "did you mean 'steps'"),
+        ("steps=many", "not of type int"),
+        ("steps", "name=value"),
+        ("ema=[1]", "not of type float"),
+    ],
+)
+def test_bad_settings(override, message):
+    with pytest.raises(InputError, match=message):
+        load_config("scratch", [override])
+
+
+def test_recipe_states_the_defaults():
+    """The shipped recipe is the dataclass, explained: neither says more than the other."""
+    assert load_config("scratch") == TrainConfig()
+    assert load_config("scratch", ["steps=7", "matrix_lr=1"]) == TrainConfig(steps=7, matrix_lr=1.0)
+
+
+def test_missing_recipe(tmp_path):
+    with pytest.raises(InputError, match="one of: scratch"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(InputError, match="is not TOML"):
+        load_config(tmp_path / "bad.toml")
