@@ -176,8 +176,8 @@ def _operator_add(x: Any, y: Any) -> Any:
 def decay(typing: Any, step: Any, rate: Any) -> Any:
     """2 ** (step * rate) for products <= 0, to about an ulp; 0 below 2**-64, for -inf too.
 
-    No sum in float32 can tell such a decay from 0, and the subnormal numbers that it would lead to
-    are a hundred times slower than others.
+    No sum in float32 can tell such a decay from 0, and processors are slow with the subnormal
+    numbers that it would lead to.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
