@@ -271,6 +271,15 @@ def test_a_bug_shows_its_traceback(folder, weights, monkeypatch):
         main()
 
 
+def test_damaged_metadata_of_a_good_picture_is_not_talked_about(folder, weights):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\0\x12\x01"
+    Image.open("cat.png").save("cat.jpg", exif=exif)
+    code = "from anyres.cli.main import main; main()"
+    result = _python("-c", code, "predict", "cat.jpg", *CLICK, "--weights", weights)
+    assert result.returncode == 0
+    assert "Warning" not in result.stderr
+
+
 @pytest.mark.skipif(not EMBEDDED, reason="the package is without its embedded model so far")
 def test_the_embedded_model_is_the_default(run, folder):
     code, out, _ = run("predict", "cat.png", *CLICK, "--json", "-")

@@ -1,5 +1,6 @@
 """Code written for Segment Anything's SamPredictor runs as it is."""
 
+import copy
 import inspect
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anyres.data.transforms import ResizeLongestSide
 from anyres.models.build import build
 from anyres.models.config import preset, resized
 from anyres.models.weights import from_official
+from anyres.predict.load import put
 from anyres.predict.predictor import Predictor
 
 
@@ -268,3 +271,36 @@ def test_the_whole_path_of_a_uint8_picture_is_sams(sam, image):
     full = full[..., :82, :128]
     full = F.interpolate(full, (90, 140), mode="bilinear", align_corners=False)
     assert np.array_equal(masks, (full[0] > 0).numpy())
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A model of the embedded one's kind in bfloat16, which is what people with new CPUs get."""
+    torch.manual_seed(0)
+    return put(build(preset("default")), torch.device("cpu"), torch.bfloat16)
+
+
+def test_an_embedding_in_bfloat16_goes_to_numpy(narrow, image):
+    predictor = Predictor(narrow)
+    predictor.set_image(image)
+    for embedding in (predictor.get_image_embedding(), predictor.features):
+        assert embedding.cpu().numpy().dtype == np.float32
+
+
+def test_every_encoder_says_its_size(narrow, image):
+    assert narrow.image_encoder.img_size == narrow.config.image_size
+    resize = ResizeLongestSide(narrow.image_encoder.img_size)
+    tensor = torch.as_tensor(resize.apply_image(image)).permute(2, 0, 1).contiguous()[None]
+    predictor = Predictor(narrow)
+    predictor.set_torch_image(tensor, image.shape[:2])
+    assert max(predictor.input_size) == narrow.config.image_size
+
+
+def test_a_picture_one_token_wide_in_bfloat16(narrow):
+    tall = np.random.default_rng(0).integers(0, 256, (400, 8, 3), dtype=np.uint8)
+    wide = Predictor(put(copy.deepcopy(narrow), torch.device("cpu"), torch.float32))
+    predictor = Predictor(narrow)
+    for each in (predictor, wide):
+        each.set_image(tall)
+    answer, expected = (each.predict([[4, 200]], [1])[2] for each in (predictor, wide))
+    np.testing.assert_allclose(answer, expected, atol=0.05 * np.abs(expected).max())

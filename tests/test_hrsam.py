@@ -191,8 +191,16 @@ def test_wrong_sizes_are_named():
     model = build(DEFAULT)
     with pytest.raises(InputError, match="multiples of 16"):
         model.encode(torch.zeros(1, 3, 64, 65))
+    with pytest.raises(InputError, match="multiples of 16"):
+        model.image_encoder(torch.zeros(1, 3, 72, 64))
     with pytest.raises(InputError, match="image_size 100"):
         resized(DEFAULT, 100)
+    features = model.encode(torch.zeros(2, 3, 32, 32))
+    boxes = torch.tensor([[1.0, 1.0, 9.0, 9.0]] * 3)
+    with pytest.raises(InputError, match="3 prompts are no multiple of 2 pictures"):
+        model.decode(features, boxes=boxes, multimask=False)
+    with pytest.raises(InputError, match="1 prompts are no multiple"):
+        model.decode(features, multimask=False)
 
 
 def test_contradicting_configurations():

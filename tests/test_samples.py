@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from anyres.data.datasets import Entry
-from anyres.errors import InputError
-from anyres.train.crops import FILL, Frame, draw_object, draw_window
+from anyres.errors import ImageError, InputError
+from anyres.train.crops import FILL, Crop, draw_object, draw_window
 from anyres.train.samples import SampleStream, batches
 from anyres.train.sources import RULES, Cache, Rule, find_sources, label_map, majority
 
@@ -109,12 +109,12 @@ def test_void_is_not_valid_but_shows_the_picture(tmp_path):
     _add(tmp_path, "one", "a", labels)
     labels[:8] = 255
     Image.fromarray(labels).save(tmp_path / "one" / "masks" / "a.png")
-    frame = Frame.of((0, 0, 64, 64), (64, 64), 64)
+    crop = Crop.of((0, 0, 64, 64), (64, 64), 64)
     stream = SampleStream(tmp_path, size=64, objects=1, seed=0)
     scenes = [stream._crop(stream._sources[0], 64, np.random.default_rng(i)) for i in range(30)]
     void = [scene for scene in scenes if (scene.inside & (1 - scene.valid)).any()]
     assert void
-    assert frame.inside().all()
+    assert crop.inside().all()
     for scene in void:
         gone = (scene.inside == 1) & (scene.valid == 0)
         assert not (scene.image[gone] == FILL).all(axis=-1).any()
@@ -157,16 +157,16 @@ def test_a_worker_makes_the_same_batches(root):
         assert torch.equal(one.masks, other.masks)
 
 
-def test_frame_beyond_the_picture():
+def test_crop_beyond_the_picture():
     image = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
-    frame = Frame.of((0, 0, 20, 20), image.shape[:2], 20)
-    sample = frame.picture(image)
+    crop = Crop.of((0, 0, 20, 20), image.shape[:2], 20)
+    sample = crop.picture(image)
     np.testing.assert_array_equal(sample[:12], image)
     assert (sample[12:] == FILL).all()
-    np.testing.assert_array_equal(frame.inside().sum(0), np.full(20, 12))
+    np.testing.assert_array_equal(crop.inside().sum(0), np.full(20, 12))
     mask = np.zeros((12, 20), np.uint8)
     mask[4:8, 5:9] = 255
-    np.testing.assert_array_equal(frame.mask(mask[frame.window])[:12], mask // 255)
+    np.testing.assert_array_equal(crop.mask(mask[crop.window])[:12], mask // 255)
 
 
 @pytest.mark.parametrize("side", [16, 50, 64, 256])
@@ -248,6 +248,15 @@ def test_bad_input_is_named(root, tmp_path):
     Image.fromarray(np.ones((4, 4), np.uint8)).save(small)
     with pytest.raises(InputError, match=r"small\.png is \(4, 4\)"):
         Cache(1 << 20).labels(Entry(image, (small,)), 0, Rule())
+
+
+def test_an_error_in_a_worker_is_told_as_it_is(root):
+    for picture in root.rglob("images/*"):
+        picture.write_bytes(picture.read_bytes()[:60])
+    stream = SampleStream(root, size=64, objects=1, seed=0)
+    for workers in (0, 1):
+        with pytest.raises(ImageError, match=r"^[^\n]* is damaged or incomplete [^\n]*$"):
+            next(batches(stream, 2, workers=workers))
 
 
 def test_empty_masks_are_an_error_not_a_hang(tmp_path):

@@ -1,6 +1,7 @@
 """Training: losses against known numbers, the optimiser, and a run that is stopped and resumed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,14 +14,14 @@ import torch
 from PIL import Image
 
 import anyres
-from anyres.errors import InputError, WeightsError
+from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig, load_config
 from anyres.train.interaction import Annotator, Targets
 from anyres.train.loop import Trainer, rate, train
 from anyres.train.losses import dice, mask_iou, normalized_focal
 from anyres.train.muon import orthogonalize
-from anyres.train.samples import SampleStream, batches
+from anyres.train.samples import Batch, SampleStream, batches
 
 TINY = TrainConfig(
     steps=4, rounds=((64, 1),), objects=2, warmup=1, checkpoint_every=100, workers=0, threads=1
@@ -137,11 +138,15 @@ def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
     saving = replace(TINY, checkpoint_every=2)
     with pytest.raises(StopError):
         train(saving, data, tmp_path / "broken", stop)
+    with (tmp_path / "broken" / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "los')  # as a crash leaves it
     assert train(saving, data, tmp_path / "broken", silent)
     whole, broken = (checkpoint.load(tmp_path / name) for name in ("whole", "broken"))
     for part in ("model", "average"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, broken[part][name]), f"{part} {name}"
+    log = (tmp_path / "broken" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
 
 
 def test_what_a_run_saves_can_be_used(data, tmp_path):
@@ -160,6 +165,47 @@ def test_steps_on_one_batch_lower_its_loss(data):
     batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 2, workers=0))
     losses = [trainer.train_step(batch)["loss"] for _ in range(12)]
     assert max(losses[-3:]) < 0.85 * min(losses[:3])
+
+
+def test_objects_too_small_to_click_on_have_a_loss():
+    """At the loss's resolution they vanish; the step must go on, with every picture in it."""
+    masks = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    masks[:, :, 7, 9] = 1
+    images = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
+    batch = Batch(images, masks, torch.ones(2, 64, 64, dtype=torch.uint8), 0)
+    config = replace(TINY, box_share=0.0, mask_share=0.0)
+    record = Trainer(config).train_step(batch)
+    assert np.isfinite([record["loss"], record["norm"]]).all()
+
+
+def test_a_broken_gradient_stops_before_the_weights_break(data):
+    trainer = Trainer(TINY)
+    trainer.model.mask_decoder.iou_token.weight.register_hook(lambda grad: grad * np.nan)
+    before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
+    batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 1, workers=0))
+    with pytest.raises(AnyresError, match="its gradient nan at step 0"):
+        trainer.train_step(batch)
+    for name, tensor in trainer.model.named_parameters():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_run_starts_from_weights_of_its_model_alone(data, tmp_path):
+    train(replace(TINY, steps=1), data, tmp_path, silent)
+    start = str(tmp_path / "model.safetensors")
+    trainer = Trainer(replace(TINY, start=start))
+    saved = checkpoint.load(tmp_path)["average"]
+    assert all(torch.equal(t, saved[n]) for n, t in trainer.model.state_dict().items())
+    with pytest.raises(WeightsError, match="holds the model 'default' and not 'sam_ti'"):
+        Trainer(replace(TINY, model="sam_ti", start=start))
+
+
+def test_a_worker_that_dies_is_told(data, tmp_path, monkeypatch):
+    def die(self, index, size=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(SampleStream, "sample", die)
+    with pytest.raises(AnyresError, match=r"samples died.*goes on from the last checkpoint"):
+        train(replace(TINY, workers=1), data, tmp_path, silent)
 
 
 def test_stops_on_sigterm_with_a_checkpoint(data, tmp_path):
@@ -188,8 +234,9 @@ def test_stops_on_sigterm_with_a_checkpoint(data, tmp_path):
     }
 
 
-def test_a_nonsense_checkpoint_is_an_error(data, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+@pytest.mark.parametrize("content", [b"no checkpoint", b"junk\n", b"", b"PK\x03\x04"])
+def test_a_nonsense_checkpoint_is_an_error(data, tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(WeightsError, match="start in another folder"):
         train(TINY, data, tmp_path, silent)
 
@@ -201,9 +248,27 @@ def test_a_run_of_another_model_is_an_error(data, tmp_path):
         train(TINY, data, tmp_path, silent)
 
 
+def test_a_checkpoint_of_another_shape_is_an_error(data, tmp_path):
+    state = Trainer(TINY).state()
+    state["model"]["mask_decoder.iou_token.weight"] = torch.zeros(1, 3)
+    checkpoint.save(tmp_path, state)
+    with pytest.raises(WeightsError, match="does not fit this version's model"):
+        train(TINY, data, tmp_path, silent)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("rounds=[]", "rounds is empty"),
+        ("rounds=[256, 6]", "rounds: 256 is not of type tuple"),
+        ('rounds=[[256, "6"]]', "rounds: '6' is not of type int"),
+        ('sampling={discs="much"}', "sampling: 'much' is not of type float"),
+        ("steps=true", "not of type int"),
+        ("max_clicks=1", "max_clicks is 1; it must be at least 2"),
+        ("checkpoint_every=0", "checkpoint_every is 0"),
+        ("workers=-1", "workers is -1; it must be at least 0"),
+        ("ema=1.5", "ema is 1.5; it must be at most 1"),
+        ("matrix_lr=nan", "matrix_lr is nan"),
         ("step=3", "did you mean 'steps'"),
         ("steps=many", "not of type int"),
         ("steps", "name=value"),

@@ -241,5 +241,5 @@ def test_precision_is_the_modules():
 
 
 def test_sides_that_are_no_multiple_of_the_patch():
-    with pytest.raises(InputError, match=r"multiples of 16, not 128 x 100"):
+    with pytest.raises(InputError, match=r"multiples of 16, not \(1, 3, 128, 100\)"):
         ImageEncoderViT(SMALL)(torch.zeros(1, 3, 128, 100))

@@ -530,7 +530,7 @@ def test_arguments_that_are_none():
         from_official("hrsam", {"a": torch.ones(1)}, {"HRSAMViT": {}, "ImageEncoderViT": {}})
     with pytest.raises(InputError, match="no argument 'downsample_sizes'"):
         hrsam_config({"downsample_sizes": [64]})
-    with pytest.raises(InputError, match="out_indices"):
+    with pytest.raises(InputError, match="out_blocks"):
         hrsam_config({"depth": 4, "out_indices": [1, 4]})
     with pytest.raises(InputError, match="input_image_size"):
         hrsam_model_config({"SAMPromptEncoder": {"input_image_size": [64, 128]}})

@@ -6,6 +6,7 @@ run, so that ``anyres --help`` answers at once.
 """
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -47,6 +48,9 @@ def _root(
 
 def main() -> None:
     """Run the command and exit."""
+    if not sys.warnoptions:
+        # Damaged metadata is Pillow's to warn of; people want to know what became of the picture.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
     except AnyresError as error:

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from anyres.errors import InputError
 from anyres.models.click_maps import ClickMaps
 from anyres.models.config import HRSAMConfig, ModelConfig, ViTConfig
 from anyres.models.hrsam import HRSAMEncoder
@@ -18,22 +17,9 @@ def build_encoder(config: ViTConfig | HRSAMConfig) -> nn.Module:
 
 
 def build(config: ModelConfig) -> Segmenter:
-    """A whole model with random weights, in eval mode.
-
-    Raises:
-        InputError: the configuration contradicts itself.
-    """
+    """A whole model with random weights, in eval mode."""
     encoder, decoder = config.encoder, config.decoder
-    if encoder.neck != decoder.dim:
-        raise InputError(
-            f"the encoder gives {encoder.neck} channels and the decoder takes {decoder.dim}; "
-            "set encoder.neck and decoder.dim alike"
-        )
     stem = encoder.stem if isinstance(encoder, HRSAMConfig) else None
-    if decoder.details and stem is None:
-        raise InputError("decoder.details needs an encoder with a stem; set encoder.stem")
-    if decoder.click_maps and not decoder.details:
-        raise InputError("decoder.click_maps needs decoder.details; set both")
     details = (stem[1], stem[2]) if stem is not None and decoder.details else None
     click_maps = ClickMaps(details, decoder.dim) if details and decoder.click_maps else None
     model = Segmenter(

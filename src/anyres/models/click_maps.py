@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyres.models.layers import StridedConv2d
+
 MAP_CHANNELS = 15
 # Scales of the squared colour difference, in units of the normalised input (std 1).
 COLOUR_SCALES = (0.1, 1.0)
@@ -30,7 +32,7 @@ class ClickMaps(nn.Module):
         self.sharpness = nn.Parameter(torch.full((3,), 2.0))  # log of t in exp(t (cos - 1))
         self.to_s4 = nn.Sequential(nn.Conv2d(MAP_CHANNELS, 24, 3, padding=1), nn.SiLU())
         self.to_s8 = nn.Sequential(nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.SiLU())
-        self.to_s16 = nn.Sequential(nn.Conv2d(48, dim, 3, stride=2, padding=1), nn.SiLU())
+        self.to_s16 = nn.Sequential(StridedConv2d(48, dim, 3, stride=2, padding=1), nn.SiLU())
         self.out_s4 = nn.Conv2d(24, dim // 8, 1)
         self.out_s8 = nn.Conv2d(48, dim // 4, 1)
         self.out_s16 = nn.Conv2d(dim, dim, 1)

@@ -1,17 +1,23 @@
 """Configurations of the models: frozen dataclasses, named presets, JSON in and out.
 
 A configuration holds everything needed to build a model (``models.build``) and travels inside
-its checkpoint as JSON. It holds no class paths and no code.
+its checkpoint as JSON. It holds no class paths and no code. One that makes no model cannot be
+constructed: ``InputError`` says what contradicts what.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from anyres.errors import InputError, WeightsError
 
 Pad = Literal["square", "patch"]
 Positions = Literal["crop", "stretch"]
+
+# The stem's four convolutions of stride 2 reach this, whatever the patch.
+STEM_STRIDE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,13 @@ class ViTConfig:
     neck: int = 256
     absolute_positions: bool = True
     relative_positions: bool = True
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, zero=("window",))
+        _check(
+            self.dim % self.heads == 0,
+            f"the encoder's {self.dim} channels do not divide by its {self.heads} heads",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,23 @@ class HRSAMConfig:
     positions: Positions = "crop"
     stem: tuple[int, int, int] | None = None
 
+    def __post_init__(self) -> None:
+        _check_sizes(self, zero=("table",))
+        # Rotary positions turn pairs of channels, half of them by the row, half by the column.
+        _check(
+            self.dim % (4 * self.heads) == 0,
+            f"the encoder's {self.dim} channels do not divide by its {self.heads} heads times 4",
+        )
+        outs = self.out_blocks
+        _check(
+            bool(outs) and set(outs) <= set(range(self.blocks)) and len(set(outs)) == len(outs),
+            f"out_blocks {outs} are not one or more of its {self.blocks} blocks, each once",
+        )
+        _check(
+            self.stem is None or (self.patch == STEM_STRIDE and min(self.stem) > 0),
+            f"a stem has positive widths and patch {STEM_STRIDE}, not {self.stem} and {self.patch}",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -80,6 +110,21 @@ class DecoderConfig:
     details: bool = False
     click_maps: bool = False
 
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check(
+            self.dim % (2 * self.heads) == 0,
+            f"the decoder's {self.dim} channels do not divide by twice its {self.heads} heads",
+        )
+        _check(self.dim % 8 == 0, f"the decoder's {self.dim} channels do not divide by 8")
+        _check(
+            self.mask_channels >= 4, f"mask_channels is {self.mask_channels}; it must be at least 4"
+        )
+        _check(
+            self.details or not self.click_maps,
+            "decoder.click_maps needs decoder.details; set both",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -100,6 +145,24 @@ class ModelConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
+    def __post_init__(self) -> None:
+        _check_sizes(self, zero=("native_limit",))
+        encoder, decoder = self.encoder, self.decoder
+        _check(
+            encoder.neck == decoder.dim,
+            f"the encoder gives {encoder.neck} channels and the decoder takes {decoder.dim}; "
+            "set encoder.neck and decoder.dim alike",
+        )
+        _check(
+            not decoder.details or (isinstance(encoder, HRSAMConfig) and encoder.stem is not None),
+            "decoder.details needs an encoder with a stem; set encoder.stem",
+        )
+        _check(
+            self.image_size % encoder.patch == 0,
+            f"image_size {self.image_size} is not a multiple of the patch {encoder.patch}",
+        )
+        _check(min(self.pixel_std) > 0, f"pixel_std is {self.pixel_std}; all must be positive")
+
     def to_json(self) -> str:
         """The configuration as one line of JSON, readable by ``from_json``."""
         tree = asdict(self)
@@ -111,34 +174,88 @@ class ModelConfig:
         """Read what ``to_json`` wrote.
 
         Raises:
-            WeightsError: the text is no such configuration.
+            WeightsError: the text is no such configuration, or makes no model; the message names
+                the field.
         """
         try:
             tree = json.loads(text)
             encoder = dict(tree["encoder"])
-            kinds: dict[str, type[ViTConfig] | type[HRSAMConfig]] = {
-                "vit": ViTConfig,
-                "hrsam": HRSAMConfig,
-            }
-            kind = kinds[encoder.pop("type")]
+            kind = {"vit": ViTConfig, "hrsam": HRSAMConfig}[encoder.pop("type")]
             tree["encoder"] = _build(kind, encoder)
             tree["decoder"] = _build(DecoderConfig, tree["decoder"])
             model: ModelConfig = _build(cls, tree)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(
-                f"the model configuration cannot be read ({error!r}); "
+                f"the model configuration cannot be read ({type(error).__name__}: {error}); "
                 "it was written by another version or program: save the model again with this one"
             ) from error
         return model
 
 
-def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A dataclass from JSON values; lists become tuples, unknown names are errors."""
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"unknown {kind.__name__} fields: {', '.join(unknown)}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def typed(value: Any, kind: Any) -> Any:
+    """A value read from JSON or TOML, as an annotation wants it.
+
+    Lists become tuples and whole numbers floats where such are wanted; nothing else is converted.
+
+    Args:
+        value: what was read.
+        kind: a class, ``Literal``, ``Mapping``, ``tuple`` with or without ``...``, or a union.
+
+    Raises:
+        TypeError: the value is none of that kind.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        known = [one for one in inner if one is not NoneType]
+        if value is None and len(known) < len(inner):
+            return None
+        if type(value) in known:
+            return value
+        return typed(value, known[0])
+    if origin is Literal and value in inner:
+        return value
+    if origin is Mapping and isinstance(value, dict):
+        return {typed(key, inner[0]): typed(one, inner[1]) for key, one in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) == len(value):
+            return tuple(map(typed, value, kinds))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise TypeError(f"{value!r} is not of type {kind.__name__ if isinstance(kind, type) else kind}")
+
+
+def _build(kind: type[Any], values: Any) -> Any:
+    """A dataclass from what was read; unknown names and values of another type are errors."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} is no object of {kind.__name__} fields")
+    kinds = get_type_hints(kind)
+    checked = {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"{kind.__name__} has no field {name}")
+        try:
+            checked[name] = typed(value, kinds[name])
+        except TypeError as error:
+            raise TypeError(f"{kind.__name__}.{name}: {error}") from error
+    return kind(**checked)
+
+
+def _check_sizes(config: Any, zero: tuple[str, ...] = ()) -> None:
+    """Whole numbers are at least 1, those named in ``zero`` at least 0."""
+    for field in fields(config):
+        value, least = getattr(config, field.name), 0 if field.name in zero else 1
+        _check(
+            not isinstance(value, int) or isinstance(value, bool) or value >= least,
+            f"{type(config).__name__}.{field.name} is {value}; it must be at least {least}",
+        )
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise InputError(message)
 
 
 def _sam(name: str, **encoder: Any) -> ModelConfig:
@@ -193,9 +310,7 @@ PRESETS: dict[str, ModelConfig] = {
         _hrsam("hrsam_b", 768, 12),
         ModelConfig(
             name="sam_ti",
-            encoder=ViTConfig(
-                dim=192, heads=3, neck=128, window=8, image_size=512, global_blocks=(2, 5, 8, 11)
-            ),
+            encoder=ViTConfig(dim=192, heads=3, neck=128, window=8, image_size=512),
             decoder=DecoderConfig(dim=128, heads=4, mlp=512, iou_hidden=128),
             image_size=512,
         ),
@@ -225,10 +340,11 @@ def resized(config: ModelConfig, image_size: int) -> ModelConfig:
     Args:
         config: the model to start from.
         image_size: long side of the training input in pixels, a multiple of the patch.
+
+    Raises:
+        InputError: it is none.
     """
     encoder = config.encoder
-    if image_size < encoder.patch or image_size % encoder.patch:
-        raise InputError(f"image_size {image_size} is not a multiple of the patch {encoder.patch}")
     if isinstance(encoder, ViTConfig):
         encoder = replace(encoder, image_size=image_size)
     return replace(config, encoder=encoder, image_size=image_size)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
-from anyres.models.layers import PatchEmbed, resize_table
+from anyres.models.layers import PatchEmbed, check_pixels, resize_table
 from anyres.models.stem import ConvStem
 from anyres.ops.rope import frequencies, rotate, window_table
 from anyres.ops.scan import cycle_scan
@@ -113,11 +113,17 @@ class _Frequencies(nn.Module):
 
 
 class HRSAMEncoder(nn.Module):
-    """HRSAM's encoder: (B, 3, H, W) to (B, neck, H/patch, W/patch)."""
+    """HRSAM's encoder: (B, 3, H, W) to (B, neck, H/patch, W/patch).
+
+    Attributes:
+        img_size: long side it is trained at, in pixels; 0 outside a ``Segmenter``.
+        config: what it was built from.
+    """
 
     def __init__(self, config: HRSAMConfig) -> None:
         super().__init__()
         self.config = config
+        self.img_size = 0
         dim = config.dim
         self.patch_embed: nn.Module
         if config.stem is None:
@@ -144,11 +150,22 @@ class HRSAMEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode normalised pixels (B, 3, H, W), H and W multiples of the patch."""
+        """Encode normalised pixels.
+
+        Args:
+            x: (B, 3, H, W), H and W multiples of the patch; rectangles and any size.
+
+        Returns:
+            (B, neck, H/patch, W/patch).
+
+        Raises:
+            InputError: another shape.
+        """
         return self.forward_features(x)[0]
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
+        check_pixels(x, self.config.patch)
         embedded = self.patch_embed(x)
         tokens, details = embedded if self.config.stem is not None else (embedded, ())
         tokens = self._add_positions(tokens)
@@ -164,7 +181,7 @@ class HRSAMEncoder(nn.Module):
             tokens = block(tokens, plans[i % 2], rope)
             if i in outs:
                 laterals.append(self.lateral_convs[outs[i]](tokens))
-        summed = torch.stack(laterals).sum(0) if len(laterals) > 1 else laterals[0]
+        summed = torch.stack(laterals).sum(0)
         embedding = self.out_conv(summed.permute(0, 3, 1, 2)).permute(0, 3, 1, 2)
         return embedding, details
 

@@ -1,10 +1,13 @@
 """Small layers that several models share."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from anyres.errors import InputError
 
 
 class LayerNorm2d(nn.Module):
@@ -23,6 +26,36 @@ class LayerNorm2d(nn.Module):
         return normed.permute(0, 3, 1, 2)
 
 
+class StridedConv2d(nn.Conv2d):
+    """A convolution that makes a map smaller; right at every width, in every precision.
+
+    torch 2.13 on CPUs with AMX answers garbage in bfloat16 where the output is one column wide,
+    as it is of pictures one token wide. That case is computed in float32: it costs nothing there.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+        self._two_columns = kernel + stride - 2 * padding  # the width of input that gives two
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H', W')."""
+        if x.device.type != "cpu" or x.shape[-1] >= self._two_columns:
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        with torch.autocast("cpu", enabled=False):
+            exact: Tensor = self._conv_forward(x.to(wide), self.weight.to(wide), bias)
+        return exact.to(x.dtype)
+
+
 class MLP(nn.Module):
     """The heads of SAM's mask decoder: linear layers with ReLU between."""
 
@@ -39,17 +72,46 @@ class MLP(nn.Module):
         return out
 
 
+class MLPBlock(nn.Module):
+    """Two linear layers with an activation between, as SAM's blocks have them."""
+
+    def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden)
+        self.lin2 = nn.Linear(hidden, dim)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to (..., dim)."""
+        out: Tensor = self.lin2(self.activation(self.lin1(x)))
+        return out
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens by one strided convolution."""
 
     def __init__(self, patch: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch, stride=patch)
+        self.proj = StridedConv2d(3, dim, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 3, H, W) to tokens (B, H/patch, W/patch, dim)."""
         out: Tensor = self.proj(x).permute(0, 2, 3, 1)
         return out
+
+
+def check_pixels(pixels: Tensor, patch: int) -> None:
+    """Check what an image encoder is given: a convolution would cut off what makes no whole patch.
+
+    Raises:
+        InputError: not (B, 3, H, W) with H and W multiples of the patch.
+    """
+    shape = tuple(pixels.shape)
+    if len(shape) != 4 or shape[1] != 3 or any(side < 1 or side % patch for side in shape[2:]):
+        raise InputError(
+            f"the encoder takes (B, 3, H, W) with H and W multiples of {patch}, not {shape}; "
+            "pad the picture at the bottom and right (Segmenter.preprocess)"
+        )
 
 
 def resize_table(table_1CHW: Tensor, grid_hw: tuple[int, int], mode: str, stretch: bool) -> Tensor:
@@ -77,4 +139,4 @@ def resize_table(table_1CHW: Tensor, grid_hw: tuple[int, int], mode: str, stretc
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.to(torch.promote_types(x.dtype, torch.float32))

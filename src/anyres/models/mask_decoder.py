@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import MLP, LayerNorm2d
+from anyres.models.layers import MLP, LayerNorm2d, MLPBlock
 
 
 class Attention(nn.Module):
@@ -49,7 +49,7 @@ class TwoWayBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn_token_to_image = Attention(dim, heads, downsample=2)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = _TokenMLP(dim, mlp)
+        self.mlp = MLPBlock(dim, mlp, F.relu)
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
         self.cross_attn_image_to_token = Attention(dim, heads, downsample=2)
@@ -72,17 +72,6 @@ class TwoWayBlock(nn.Module):
         tokens = self.norm3(tokens + self.mlp(tokens))
         image = image + self.cross_attn_image_to_token(k, tokens + token_pe, tokens)
         return tokens, self.norm4(image)
-
-
-class _TokenMLP(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(dim, hidden)
-        self.lin2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.lin2(F.relu(self.lin1(x)))
-        return out
 
 
 class TwoWayTransformer(nn.Module):

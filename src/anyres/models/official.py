@@ -152,7 +152,6 @@ def vit_config(arguments: Arguments) -> ViTConfig:
         global_blocks=take.integers("global_attn_indexes", ()),
     )
     take.finish()
-    _check(config)
     return config
 
 
@@ -181,9 +180,6 @@ def hrsam_config(arguments: Arguments) -> HRSAMConfig:
         positions="stretch",
     )
     take.finish()
-    _check(config)
-    if not config.out_blocks or not all(0 <= i < config.blocks for i in config.out_blocks):
-        raise InputError(f"HRSAMViT: out_indices {config.out_blocks} are not among its blocks")
     return config
 
 
@@ -295,7 +291,7 @@ def _parts(arguments: Arguments, names: tuple[str, ...]) -> _Arguments:
 
 
 def _decoder(dim: int, channels: int, transformer: _Arguments, masks: _Arguments) -> DecoderConfig:
-    config = DecoderConfig(
+    return DecoderConfig(
         dim=dim,
         mask_channels=channels,
         depth=transformer.integer("depth", 2),
@@ -305,18 +301,6 @@ def _decoder(dim: int, channels: int, transformer: _Arguments, masks: _Arguments
         iou_depth=masks.integer("iou_head_depth", 3),
         iou_hidden=masks.integer("iou_head_hidden_dim", 256),
     )
-    if config.dim % (2 * config.heads):
-        raise InputError(
-            f"the decoder's {config.dim} channels do not divide by twice its {config.heads} heads"
-        )
-    return config
-
-
-def _check(config: ViTConfig | HRSAMConfig) -> None:
-    if config.dim % config.heads:
-        raise InputError(
-            f"the encoder's {config.dim} channels do not divide by its {config.heads} heads"
-        )
 
 
 def _preset_alike(config: ModelConfig) -> ModelConfig:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import LayerNorm2d, resize_table
+from anyres.models.layers import LayerNorm2d, StridedConv2d, resize_table
 
 
 class RandomPositions(nn.Module):
@@ -67,7 +67,7 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(1, channels // 4, kernel_size=2, stride=2),
             LayerNorm2d(channels // 4),
             nn.GELU(),
-            nn.Conv2d(channels // 4, channels, kernel_size=2, stride=2),
+            StridedConv2d(channels // 4, channels, 2, stride=2),
             LayerNorm2d(channels),
             nn.GELU(),
             nn.Conv2d(channels, dim, kernel_size=1),

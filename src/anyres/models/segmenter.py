@@ -52,6 +52,9 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         self.image_encoder = image_encoder
+        if isinstance(image_encoder, HRSAMEncoder):
+            # Code for Segment Anything resizes by it. Only the whole model knows it.
+            image_encoder.img_size = config.image_size
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
         self.click_maps = click_maps
@@ -93,13 +96,11 @@ class Segmenter(nn.Module):
         return F.pad(normal, (0, input_hw[1] - width, 0, input_hw[0] - height))
 
     def encode(self, pixels: Tensor) -> Features:
-        """Encode normalised pixels (B, 3, H, W); H and W are multiples of the patch."""
-        patch = self.config.encoder.patch
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(n % patch for n in pixels.shape[2:]):
-            raise InputError(
-                f"the encoder takes (B, 3, H, W) with H and W multiples of {patch}, "
-                f"not {tuple(pixels.shape)}; pad the picture (Segmenter.preprocess)"
-            )
+        """Encode normalised pixels (B, 3, H, W).
+
+        Raises:
+            InputError: another shape, or H or W is no multiple of the patch.
+        """
         if not isinstance(self.image_encoder, HRSAMEncoder):
             return Features(self.image_encoder(pixels.to(self.dtype)))
         embedding, details = self.image_encoder.forward_features(pixels.to(self.dtype))
@@ -127,6 +128,9 @@ class Segmenter(nn.Module):
 
         Returns:
             Logits (P, M, 4h, 4w) and predicted IoU (P, M), float32 (float64 if the model is).
+
+        Raises:
+            InputError: P is no multiple of B. Without any prompt, P is 1.
         """
         logits, iou = self.decode_all(features, points=points, boxes=boxes, masks=masks)
         chosen = slice(1, None) if multimask else slice(0, 1)
@@ -145,7 +149,12 @@ class Segmenter(nn.Module):
         embedding = features.embedding
         grid_hw = (embedding.shape[2], embedding.shape[3])
         sparse, dense = self.prompt_encoder(grid_hw, points, boxes, masks)
-        prompts = dense.shape[0]
+        prompts, pictures = dense.shape[0], embedding.shape[0]
+        if prompts % pictures:
+            raise InputError(
+                f"{prompts} prompts are no multiple of {pictures} pictures; give each picture as "
+                "many prompts as the others"
+            )
         dense_details: tuple[Tensor, ...] = ()
         if self.click_maps is not None and features.pixels_s4 is not None:
             maps = (features.details[0], features.details[1], embedding)
@@ -156,7 +165,7 @@ class Segmenter(nn.Module):
             if tokens is not None:
                 count = tokens.shape[1]
                 sparse = torch.cat([sparse[:, :count] + tokens, sparse[:, count:]], 1)
-        image = embedding.repeat_interleave(prompts // embedding.shape[0], 0) + dense
+        image = embedding.repeat_interleave(prompts // pictures, 0) + dense
         positions = self.prompt_encoder.dense_positions(grid_hw)
         logits: Tensor
         iou: Tensor

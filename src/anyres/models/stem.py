@@ -7,6 +7,8 @@ crisp edges come from.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyres.models.layers import StridedConv2d
+
 
 class ConvStem(nn.Module):
     """3x3 convolutions of stride 2, with a residual block at strides 4 and 8.
@@ -22,7 +24,7 @@ class ConvStem(nn.Module):
         self.block_s4 = _Residual(quarter)
         self.to_s8 = _conv(quarter, eighth, stride=2)
         self.block_s8 = _Residual(eighth)
-        self.to_s16 = nn.Conv2d(eighth, dim, 3, stride=2, padding=1)
+        self.to_s16 = StridedConv2d(eighth, dim, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Map (B, 3, H, W) to tokens (B, H/16, W/16, dim) and the maps at strides 4 and 8."""

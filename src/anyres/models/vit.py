@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.errors import InputError
 from anyres.models.config import ViTConfig
-from anyres.models.layers import LayerNorm2d, PatchEmbed, resize_table
+from anyres.models.layers import LayerNorm2d, MLPBlock, PatchEmbed, check_pixels, resize_table
 from anyres.ops.attention import RelativeTables, global_attention, window_attention
 
 
@@ -58,17 +57,6 @@ class Attention(nn.Module):
         return self.rel_pos_h, self.rel_pos_w
 
 
-class _MLP(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(dim, hidden)
-        self.lin2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.lin2(F.gelu(self.lin1(x)))
-        return out
-
-
 class Block(nn.Module):
     """Attention and an MLP, each behind a norm and beside a shortcut."""
 
@@ -80,7 +68,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
         self.attn = Attention(config.dim, config.heads, side, window, config.relative_positions)
         self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.mlp = _MLP(config.dim, int(config.dim * config.mlp_ratio))
+        self.mlp = MLPBlock(config.dim, int(config.dim * config.mlp_ratio), F.gelu)
 
     def forward(self, x_BhwC: Tensor) -> Tensor:
         """Shape kept."""
@@ -126,14 +114,9 @@ class ImageEncoderViT(nn.Module):
             (B, neck, H/patch, W/patch).
 
         Raises:
-            InputError: H or W is no multiple of the patch.
+            InputError: another shape.
         """
-        patch = self.config.patch
-        if x.shape[-2] % patch or x.shape[-1] % patch:
-            raise InputError(
-                f"the encoder takes heights and widths that are multiples of {patch}, not "
-                f"{x.shape[-2]} x {x.shape[-1]}; pad the picture at the bottom and right"
-            )
+        check_pixels(x, self.config.patch)
         tokens = self._add_positions(self.patch_embed(x))
         for block in self.blocks:
             tokens = block(tokens)

@@ -320,12 +320,13 @@ class Predictor:
         )  # fmt: skip
 
     def get_image_embedding(self) -> Tensor:
-        """The embedding of the picture, (1, C, h / 4, w / 4).
+        """The embedding of the picture, (1, C, h / 4, w / 4), float32.
 
         Raises:
             StateError: no picture is set.
         """
-        return self._current("generate an embedding").features.embedding
+        # As Segment Anything gives it: numpy knows no bfloat16.
+        return self._current("generate an embedding").features.embedding.float()
 
     def save_embedding(self, path: str | Path) -> None:
         """Write what is known about the picture to a ``.safetensors`` file, atomically.
@@ -364,8 +365,8 @@ class Predictor:
 
     @property
     def features(self) -> Tensor | None:
-        """The embedding (1, C, h / 4, w / 4), or None."""
-        return None if self._picture is None else self._picture.features.embedding
+        """The embedding (1, C, h / 4, w / 4), float32, or None."""
+        return None if self._picture is None else self._picture.features.embedding.float()
 
     @property
     def frame(self) -> Frame | None:

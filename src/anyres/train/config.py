@@ -1,15 +1,21 @@
 """Settings of a training run: a frozen dataclass, read from a TOML recipe with overrides."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from anyres.errors import InputError
+from anyres.models.config import typed
 
 RECIPES = Path(__file__).parent / "recipes"
+
+# The least that makes sense; what is not here is at least 0.
+_LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "checkpoint_every": 1}
+_SHARES = ("click_decay", "box_share", "mask_share", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +23,9 @@ class TrainConfig:
     """Settings of a run; ``recipes/scratch.toml`` explains each.
 
     Sizes are in pixels, times in steps unless the name says otherwise.
+
+    Raises:
+        InputError: a number out of its range.
     """
 
     model: str = "default"
@@ -43,6 +52,16 @@ class TrainConfig:
     threads: int = 0
     workers: int = 1
     sampling: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.rounds:
+            raise InputError("rounds is empty; it needs at least one [size, pictures]")
+        for name, value in vars(self).items():
+            least = _LEAST.get(name, 0)
+            if isinstance(value, int | float) and not least <= value < math.inf:
+                raise InputError(f"{name} is {value}; it must be at least {least}")
+            if name in _SHARES and value > 1:
+                raise InputError(f"{name} is {value}; it must be at most 1")
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -85,22 +104,15 @@ def _parse(text: str) -> Any:
 
 
 def _check(values: dict[str, Any], source: str) -> TrainConfig:
-    known = {f.name: f for f in fields(TrainConfig)}
-    defaults = TrainConfig()
+    known = get_type_hints(TrainConfig)
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"{source}: there is no setting {name!r}{hint}")
-        if isinstance(value, list):
-            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        wanted = type(getattr(defaults, name))
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise InputError(
-                f"{source}: {name} is {value!r}, which is not of type {wanted.__name__}"
-            )
-        checked[name] = value
+        try:
+            checked[name] = typed(value, known[name])
+        except TypeError as error:
+            raise InputError(f"{source}: {name}: {error}") from error
     return TrainConfig(**checked)

@@ -15,7 +15,7 @@ Window = tuple[float, float, float, float]  # XYXY in picture pixels; may reach 
 
 
 @dataclass(frozen=True)
-class Frame:
+class Crop:
     """A window of a picture and where it lands in a square sample.
 
     Attributes:
@@ -29,7 +29,7 @@ class Frame:
     side: int
 
     @classmethod
-    def of(cls, window: Window, picture_hw: tuple[int, ...], side: int) -> "Frame":
+    def of(cls, window: Window, picture_hw: tuple[int, ...], side: int) -> "Crop":
         """Lay a window out; beyond the picture the sample stays empty."""
         spans = []
         for low, high, length in (

@@ -69,8 +69,8 @@ class Annotator:
                 self.xy[i].append((click.x * STRIDE + jitter[0], click.y * STRIDE + jitter[1]))
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """Coordinates (P, N, 2), XY in input pixels, and labels (P, N); N may be 0."""
-        most = max(len(clicks) for clicks in self.clicks)
+        """Coordinates (P, N, 2), XY in input pixels, and labels (P, N), -1 for none; N is not 0."""
+        most = max(1, *map(len, self.clicks))
         xy = torch.zeros(len(self.clicks), most, 2)
         labels = torch.full((len(self.clicks), most), -1)
         for i, (places, clicks) in enumerate(zip(self.xy, self.clicks, strict=True)):

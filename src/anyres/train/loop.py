@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anyres.errors import AnyresError, InputError
+from anyres.errors import AnyresError, InputError, WeightsError
+from anyres.files import write_text
 from anyres.models import weights
 from anyres.models.build import build
 from anyres.models.config import preset
@@ -43,7 +44,11 @@ class Trainer:
         self.config = config
         self.step = 0
         torch.manual_seed(config.seed)
-        self.model = weights.load(config.start) if config.start else build(preset(config.model))
+        self.model = (
+            weights.load_weights(config.model, config.start)
+            if config.start
+            else build(preset(config.model))
+        )
         matrices, others = split_parameters(self.model)
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay),
@@ -85,19 +90,20 @@ class Trainer:
         rng = np.random.default_rng((config.seed, self.step))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             loss, record = interactive_loss(self.model, batch, config, rng)
-        if not math.isfinite(loss.item()):
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        # Found before the weights take it in, and a checkpoint the weights.
+        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
             raise AnyresError(
-                f"the loss is {loss.item()} at step {self.step}; "
+                f"the loss is {loss.item()} and its gradient {norm} at step {self.step}; "
                 "lower matrix_lr and other_lr and go on from the last checkpoint"
             )
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model)
         self.step += 1
-        return {**record, "loss": loss.item(), "norm": float(norm), "rate": factor}
+        return {**record, "loss": loss.item(), "norm": norm, "rate": factor}
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -133,9 +139,12 @@ def interactive_loss(
 
     def decode(previous: Tensor | None) -> tuple[Tensor, Tensor]:
         points = annotator.points()
+        clicked = bool((points[1] >= 0).any())
+        # Where no object is left to click on, and there is nothing else, padding asks alone.
+        nothing = not clicked and boxes is None and previous is None
         return model.decode_all(
             features,
-            points=points if points[0].shape[1] else None,
+            points=points if clicked or nothing else None,
             boxes=boxes,
             masks=previous,
         )
@@ -217,6 +226,8 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
 
     Raises:
         InputError: the folder holds a run of another model.
+        WeightsError: its checkpoint, or the one to start from, is damaged or does not fit.
+        AnyresError: the loss is not finite, or a process that makes samples died.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -224,9 +235,7 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
     trainer = Trainer(config)
     saved = checkpoint.load(out)
     if saved is not None:
-        if (before := json.loads(saved["config"])["model"]) != config.model:
-            raise InputError(f"{out} holds a run of the model {before!r}; choose another folder")
-        trainer.load_state(saved)
+        _resume(trainer, saved, out)
     stream = SampleStream(
         data,
         size=config.rounds[0][0],
@@ -234,7 +243,9 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
         seed=config.seed,
         weights=config.sampling or None,
     )
-    with _stoppable() as stop, (out / "log.jsonl").open("a", encoding="utf-8") as log:
+    log_file = out / "log.jsonl"
+    _cut_log(log_file, trainer.step)
+    with _stoppable() as stop, _naming_dead_workers(), log_file.open("a", encoding="utf-8") as log:
         for batch in batches(stream, config.rounds, start=trainer.step, workers=config.workers):
             if trainer.step >= config.steps or stop():
                 break
@@ -246,8 +257,54 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
             if trainer.step % config.checkpoint_every == 0:
                 _save(trainer, out)
                 log.flush()
-    _save(trainer, out)
+        _save(trainer, out)
     return trainer.step >= config.steps
+
+
+def _resume(trainer: Trainer, saved: dict[str, Any], out: Path) -> None:
+    try:
+        before = json.loads(saved["config"])["model"]
+        if before != trainer.config.model:
+            raise InputError(f"{out} holds a run of the model {before!r}; choose another folder")
+        trainer.load_state(saved)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(
+            f"the checkpoint in {out} does not fit this version's model ({reason}); "
+            "start in another folder"
+        ) from error
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop what a run that was killed wrote after its last checkpoint: those steps come again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if 0 < _logged_step(line) <= step]
+    if len(kept) < len(lines):
+        write_text(path, "".join(kept))
+
+
+def _logged_step(line: str) -> int:
+    """The step of a line of the log, 0 for one that a crash has torn."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+@contextmanager
+def _naming_dead_workers() -> Iterator[None]:
+    """Say what to do where torch only says that a process is gone, in the midst of any line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise AnyresError(
+            f"a process that makes samples died, perhaps for want of memory ({error}); the same "
+            "command goes on from the last checkpoint, with workers=0 in one process"
+        ) from error
 
 
 def _save(trainer: Trainer, out: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, draw_cable, opencv, paste, photometric
-from anyres.errors import InputError
-from anyres.train.crops import FILL, Frame, draw_object, draw_others, draw_window, plain_window
+from anyres.errors import AnyresError, InputError
+from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
 from anyres.train.sources import Cache, Source, cut_out, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
@@ -156,18 +156,18 @@ class SampleStream:
             return _plain_crop(image, side, rng)
         chosen = draw_object(found, source.rule, rng)
         window = draw_window(found.box(chosen), image.shape[:2], side, rng)
-        frame = Frame.of(window, image.shape[:2], side)
-        inside = frame.inside()
+        crop = Crop.of(window, image.shape[:2], side)
+        inside = crop.inside()
         valid = inside.copy()
         if found.void is not None:
-            valid &= frame.mask(255 - found.void[frame.window].view(np.uint8) * np.uint8(255))
+            valid &= crop.mask(255 - found.void[crop.window].view(np.uint8) * np.uint8(255))
         masks = []
-        others = draw_others(found, source.rule, frame.window, chosen, self.objects - 1, rng)
+        others = draw_others(found, source.rule, crop.window, chosen, self.objects - 1, rng)
         for some in (chosen, *others):
-            mask = frame.mask(found.select(some, frame.window), thin=source.rule.thin)
+            mask = crop.mask(found.select(some, crop.window), thin=source.rule.thin)
             if _worth(mask, _least(source)):
                 masks.append(mask)
-        scene = _Scene(frame.picture(image), masks, valid, inside)
+        scene = _Scene(crop.picture(image), masks, valid, inside)
         if source.rule.turn:
             scene = _turned(scene, int(rng.integers(4)))
         return scene
@@ -193,7 +193,7 @@ class SampleStream:
             extent = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
             if turn and scene.masks:
                 extent *= 0.7
-            pasted = paste(scene.image, cut, extent, rng, rotate=source.name != "ccp")
+            pasted = paste(scene.image, cut, extent, rng, rotate=not source.rule.upright)
             if pasted is not None:
                 scene = _over(scene, pasted, _least(source))
         return scene
@@ -238,9 +238,9 @@ def _worth(mask: NDArray[np.uint8], least: float) -> bool:
 
 def _plain_crop(image: NDArray[np.uint8], side: int, rng: Generator) -> _Scene:
     """Cut a square without any masks."""
-    frame = Frame.of(plain_window(image.shape[:2], rng), image.shape[:2], side)
-    inside = frame.inside()
-    return _Scene(frame.picture(image), [], inside.copy(), inside)
+    crop = Crop.of(plain_window(image.shape[:2], rng), image.shape[:2], side)
+    inside = crop.inside()
+    return _Scene(crop.picture(image), [], inside.copy(), inside)
 
 
 def _over(scene: _Scene, pasted: NDArray[np.uint8], least: float) -> _Scene:
@@ -326,7 +326,13 @@ def batches(
         prefetch_factor=6 if workers else None,
         worker_init_fn=_calm if workers else None,
     )
-    yield from loader
+    try:
+        yield from loader
+    except AnyresError as error:
+        # A worker's error comes with the worker's whole traceback as its message.
+        kind = type(error)
+        message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
+        raise kind(message.strip()) from None
 
 
 def _calm(_: int) -> None:

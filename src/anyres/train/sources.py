@@ -5,7 +5,7 @@ says of the known ones what their maps mean and how often to use them.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Rule:
         smooth: standard deviation in pixels of a majority filter over a speckled map, 0 for none.
         thin: whether objects are only a few pixels wide, so that scaling down must not lose them.
         turn: whether there is no up and down, so that quarter turns are natural too.
+        upright: whether its cut-outs are pasted as they stand.
         cut: how often it is the source of a pasted cut-out, relative to the others.
     """
 
@@ -48,13 +49,14 @@ class Rule:
     smooth: float = 0.0
     thin: bool = False
     turn: bool = False
+    upright: bool = False
     cut: float = 0.0
 
 
 RULES = {
     "bsds500": Rule(0.34, "instance", union=0.5, inner=0.6, cut=0.12),
     "coco128seg": Rule(0.16, "instance", union=0.25, cut=0.26),
-    "ccp": Rule(0.14, "class", union=0.15, whole=0.5, smooth=2.5, cut=0.18),
+    "ccp": Rule(0.14, "class", union=0.15, whole=0.5, smooth=2.5, upright=True, cut=0.18),
     "human290": Rule(0.12, "binary", smooth=1.2, cut=0.2),
     # 0 of camvid is the sky, 11 what nobody labelled.
     "camvid": Rule(0.06, "class", union=0.15, skip=(11,), cut=0.04),
@@ -230,7 +232,7 @@ def find_sources(root: Path, weights: dict[str, float] | None = None) -> list[So
         if weight < 0:
             raise InputError(f"the weight of {folder.name} is {weight}; give 0 or more")
         if weight > 0:
-            rule = Rule(**{**rule.__dict__, "weight": weight})
+            rule = replace(rule, weight=weight)
             sources.append(Source(folder.name, rule, tuple(list_entries(folder))))
     unknown = set(weights or {}) - {folder.name for folder in folders}
     if unknown:
