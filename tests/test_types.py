@@ -256,6 +256,10 @@ def test_json_is_held_against_the_picture() -> None:
 # Inside the picture ------------------------------------------------------------------------
 
 
+def test_a_box_may_be_rounded_outwards() -> None:
+    Prompt(box=[-0.4, -0.5, 20.3, 10.5]).check_inside((10, 20))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -268,7 +272,7 @@ def test_json_is_held_against_the_picture() -> None:
         (Prompt([[3, -1]]), "x=3 y=-1, lies outside"),  # type: ignore[arg-type]
         (Prompt(box=[-1, 0, 5, 5]), "the box -1, 0, 5, 5 .* reaches outside"),  # type: ignore[arg-type]
         (Prompt(box=[0, -1, 5, 5]), "the box 0, -1, 5, 5"),  # type: ignore[arg-type]
-        (Prompt(box=[0, 0, 20.5, 5]), "the box 0, 0, 20.5, 5"),  # type: ignore[arg-type]
+        (Prompt(box=[0, 0, 20.75, 5]), "the box 0, 0, 20.75, 5"),  # type: ignore[arg-type]
         (Prompt(box=[0, 0, 5, 11]), "the box 0, 0, 5, 11"),  # type: ignore[arg-type]
         (Prompt(mask=np.ones((20, 10), bool)), "the mask is 10x20 and does not fit the picture"),
     ],

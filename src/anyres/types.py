@@ -21,6 +21,10 @@ _A_POINT = "X,Y or X,Y,LABEL with label 1 (object) or 0 (background), such as 42
 _A_BOX = "X0,Y0,X1,Y1 (left, top, right, bottom), such as 100,80,540,400"
 
 
+# How far, in pixels, a box may reach outside the picture.
+BOX_SLACK = 0.5
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """What says which object is meant: any of points, a box and a rough mask, at least one.
@@ -146,6 +150,8 @@ class Prompt:
     def check_inside(self, size_hw: tuple[int, ...]) -> None:
         """Check that the prompt lies in a picture; its right and lower border belong to it.
 
+        A box may reach out by `BOX_SLACK`: detectors round outwards.
+
         Args:
             size_hw: (height, width) of the picture.
 
@@ -165,7 +171,8 @@ class Prompt:
                 )
         if self.box is not None:
             x0, y0, x1, y1 = self.box
-            if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+            slack = BOX_SLACK
+            if x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
                 raise PromptError(
                     f"the box {_listed(self.box)} (x0, y0, x1, y1) reaches outside {picture}"
                 )

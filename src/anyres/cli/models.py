@@ -26,7 +26,7 @@ def models(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", "encoder", "trained at", "padding", "default resolution", "weights"):
+    for heading in ("model", "encoder", "trained at", "padding", "resolution", "weights"):
         table.add_column(heading)
     for entry in entries:
         native = entry["native_limit"]
@@ -35,7 +35,7 @@ def models(
             f"{entry['encoder']} {entry['dim']} x {entry['blocks']}",
             str(entry["image_size"]),
             entry["pad"],
-            f"native, up to {native}" if native else "train",
+            f"native ≤ {native}" if native else "train",
             "embedded" if entry["embedded"] else "--weights FILE",
         )
     Console().print(table)

@@ -153,14 +153,16 @@ def predict(
     start = time.perf_counter()
     from anyres.predict.load import load
 
-    predictor = load(model, weights=weights, resolution=side, device=device, dtype=dtype)
-    loaded = time.perf_counter()
-    predictor.set_image(pixels)
-    encoded = time.perf_counter()
-    one_click = prompt.points is not None and len(prompt.points) == 1
-    ambiguous = one_click and prompt.box is None and prompt.mask is None
-    answer = predictor.predict_batch([prompt], multimask_output=ambiguous)[0]
-    done = time.perf_counter()
+    with common.console().status("loading the model") as status:
+        predictor = load(model, weights=weights, resolution=side, device=device, dtype=dtype)
+        loaded = time.perf_counter()
+        status.update("encoding the picture")
+        predictor.set_image(pixels)
+        encoded = time.perf_counter()
+        one_click = prompt.points is not None and len(prompt.points) == 1
+        ambiguous = one_click and prompt.box is None and prompt.mask is None
+        answer = predictor.predict_batch([prompt], multimask_output=ambiguous)[0]
+        done = time.perf_counter()
     seconds = _Seconds(loaded - start, encoded - loaded, done - encoded)
 
     best = answer.masks[answer.best]

@@ -82,6 +82,8 @@ def _run(config: "TrainConfig", data: Path, out: Path) -> None:
             progress.update(task, completed=step, description=text)
 
         finished = run(config, data, out, report)
+        if finished:
+            progress.update(task, completed=config.steps)
     if finished:
         console.print(f"done: {out / 'model.safetensors'}")
     else:

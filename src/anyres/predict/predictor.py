@@ -59,6 +59,9 @@ class Predictor:
     are upsampled once); None takes ``config.pad``. A model that was trained in squares is always
     padded to one at ``"train"``, where its answers are the official ones.
 
+    ``transform`` brings coordinates from the picture that is set to the model input; where the
+    resolution is native it is another after each ``set_image``.
+
     The model is put into evaluation mode. It is only read, so predictors may share one. Gradients
     are not recorded, but embeddings and answers are ordinary tensors.
     """
