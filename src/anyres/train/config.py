@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 # The least that makes sense; what is not here is at least 0.
 _LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "checkpoint_every": 1}
-_SHARES = ("click_decay", "box_share", "mask_share", "decay", "ema")
+_SHARES = ("click_decay", "box_share", "mask_share", "forget_share", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class TrainConfig:
     click_decay: float = 0.6
     box_share: float = 0.15
     mask_share: float = 0.1
+    forget_share: float = 0.2
     matrix_lr: float = 2e-3
     other_lr: float = 1e-3
     weight_decay: float = 0.03

@@ -68,6 +68,10 @@ class Annotator:
                 jitter = self.rng.integers(0, STRIDE, 2)
                 self.xy[i].append((click.x * STRIDE + jitter[0], click.y * STRIDE + jitter[1]))
 
+    def has_clicks(self) -> bool:
+        """Whether every object has been clicked on."""
+        return all(self.clicks)
+
     def points(self) -> tuple[Tensor, Tensor]:
         """Coordinates (P, N, 2), XY in input pixels, and labels (P, N), -1 for none; N is not 0."""
         most = max(1, *map(len, self.clicks))

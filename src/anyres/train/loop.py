@@ -158,7 +158,9 @@ def interactive_loss(
             logits, quality = decode(previous)
     previous = logits[:, :1].detach()
     annotator.click(upsample(previous)[:, 0])
-    logits, quality = decode(previous)
+    # People also give several clicks at once, without an answer to go on from.
+    forget = rng.random() < config.forget_share and annotator.has_clicks()
+    logits, quality = decode(None if forget else previous)
     last, last_iou = _pass_loss(logits, quality, targets, config, multimask=False)
     return loss + last, {"iou_first": first_iou, "iou_last": last_iou}
 
