@@ -31,8 +31,8 @@ class TrainConfig:
     model: str = "default"
     start: str = ""
     seed: int = 0
-    steps: int = 4000
-    rounds: tuple[tuple[int, int], ...] = ((256, 6), (256, 6), (256, 6), (384, 3))
+    steps: int = 4300
+    rounds: tuple[tuple[int, int], ...] = ((256, 6), (256, 6), (384, 3), (256, 6), (512, 2))
     objects: int = 4
     max_clicks: int = 8
     click_decay: float = 0.6
