@@ -77,7 +77,9 @@ def sam_features(model, tensors, case):
 
 
 def test_all_cases_are_tested(golden):
-    assert set(golden("sam_tiny")[0]["cases"]) == set(SAM_CASES)
+    facts, _ = golden("sam_tiny")
+    cases = set(facts["cases"])
+    assert cases <= set(SAM_CASES) if facts.get("part") else cases == set(SAM_CASES)
     assert set(golden("hrsam_prompt_decoder")[0]["cases"]) == set(HRSAM_CASES)
 
 
