@@ -10,7 +10,11 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+    from anyres.models.segmenter import Segmenter
 
 # Read by torch and OpenBLAS when they are first imported, so a test that needs neither pays for
 # neither. The tensors of the tests are small: more than two threads only wait for each other.
@@ -48,6 +52,30 @@ def shared_data(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("the folder 'shared' beside the repository has no 'data' with real pictures")
     return folder
+
+
+@pytest.fixture(scope="module")
+def sam() -> "Segmenter":
+    """A small SAM with random weights, trained, as it were, at 128 pixels."""
+    from tiny import random_model
+
+    return random_model("sam_ti", 128)
+
+
+@pytest.fixture(scope="module")
+def hrsam() -> "Segmenter":
+    """The embedded model's architecture with random weights."""
+    from tiny import random_model
+
+    return random_model("default")
+
+
+@pytest.fixture
+def image() -> "NDArray[np.uint8]":
+    """Noise, (90, 140, 3)."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, (90, 140, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -10,21 +10,10 @@ import torch.nn.functional as F
 
 from anyres.data.transforms import ResizeLongestSide
 from anyres.models.build import build
-from anyres.models.config import preset, resized
+from anyres.models.config import preset
 from anyres.models.weights import from_official
 from anyres.predict.load import put
 from anyres.predict.predictor import Predictor
-
-
-@pytest.fixture(scope="module")
-def sam():
-    torch.manual_seed(0)
-    return build(resized(preset("sam_ti"), 128))
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (90, 140, 3), dtype=np.uint8)
 
 
 @pytest.fixture

@@ -8,29 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from anyres.errors import InputError, StateError
-from anyres.models.build import build
-from anyres.models.config import preset, resized
 from anyres.predict.predictor import Predictor
-
-
-def _random(seed, name, size=None):
-    torch.manual_seed(seed)
-    return build(preset(name) if size is None else resized(preset(name), size))
-
-
-@pytest.fixture(scope="module")
-def sam():
-    return _random(0, "sam_ti", 128)
-
-
-@pytest.fixture(scope="module")
-def hrsam():
-    return _random(0, "default")
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (90, 140, 3), dtype=np.uint8)
+from tiny import random_model
 
 
 @pytest.mark.parametrize("name", ["sam", "hrsam"])
@@ -58,7 +37,7 @@ def test_an_embedding_of_another_model_is_refused(sam, image, tmp_path):
     predictor = Predictor(sam)
     predictor.set_image(image)
     predictor.save_embedding(tmp_path / "a.safetensors")
-    other = Predictor(_random(1, "sam_ti", 128))
+    other = Predictor(random_model("sam_ti", 128, seed=1))
     other.set_image(image)
     with pytest.raises(InputError, match="other weights"):
         other.load_embedding(tmp_path / "a.safetensors")

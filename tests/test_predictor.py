@@ -8,31 +8,8 @@ import torch
 from PIL import Image
 
 from anyres.errors import ImageError, InputError, PromptError, StateError
-from anyres.models.build import build
-from anyres.models.config import preset, resized
 from anyres.predict.predictor import Predictor
 from anyres.types import Masks, Prompt
-
-
-def _random(seed: int, name: str, size: int | None = None):
-    torch.manual_seed(seed)
-    config = preset(name)
-    return build(config if size is None else resized(config, size))
-
-
-@pytest.fixture(scope="module")
-def sam():
-    return _random(0, "sam_ti", 128)
-
-
-@pytest.fixture(scope="module")
-def hrsam():
-    return _random(0, "default")
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (90, 140, 3), dtype=np.uint8)
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def test_bad_input_is_named(root, tmp_path):
     with pytest.raises(InputError, match="-1"):
         find_sources(root, {"shapes": -1.0})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no data set"):
+    with pytest.raises(InputError, match="has no picture with a mask"):
         find_sources(tmp_path / "empty")
     stream = SampleStream(root, size=64, objects=2, seed=0)
     for plan in ([], [(8, 2)], 0):

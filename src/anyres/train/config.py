@@ -89,12 +89,13 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} is not TOML: {error}") from error
+    settings = _checked(values, str(path))
     for text in overrides:
         name, separator, value = text.partition("=")
         if not separator:
             raise InputError(f"--set takes name=value, such as steps=100, not {text!r}")
-        values[name.strip()] = _parse(value.strip())
-    return _check(values, str(path))
+        settings |= _checked({name.strip(): _parse(value.strip())}, "--set")
+    return TrainConfig(**settings)
 
 
 def _parse(text: str) -> Any:
@@ -104,7 +105,8 @@ def _parse(text: str) -> Any:
         return text  # a bare word is a string
 
 
-def _check(values: dict[str, Any], source: str) -> TrainConfig:
+def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values as their settings want them; ``source`` says in errors where they stand."""
     known = get_type_hints(TrainConfig)
     checked: dict[str, Any] = {}
     for name, value in values.items():
@@ -116,4 +118,4 @@ def _check(values: dict[str, Any], source: str) -> TrainConfig:
             checked[name] = typed(value, known[name])
         except TypeError as error:
             raise InputError(f"{source}: {name}: {error}") from error
-    return TrainConfig(**checked)
+    return checked

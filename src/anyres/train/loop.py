@@ -199,12 +199,17 @@ def _mask_loss(logits: Tensor, targets: Targets, config: TrainConfig) -> Tensor:
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question: has someone asked to stop?"""
+    """Turn SIGINT and SIGTERM into a question: has someone asked to stop?
+
+    A second SIGINT stops at once: the run may be waiting for something that never comes. Files are
+    written whole or not at all, so that costs the steps since the last checkpoint and no more.
+    """
     asked = False
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     former = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -238,7 +238,10 @@ def find_sources(root: Path, weights: dict[str, float] | None = None) -> list[So
     if unknown:
         raise InputError(f"weights name sets that are not in {root}: {', '.join(sorted(unknown))}")
     if not any(entry.maps for source in sources for entry in source.entries):
-        raise InputError(f"{root} has no data set with images/ and masks/ in it")
+        raise InputError(
+            f"{root} has no picture with a mask: a set is a folder with images/ and masks/, and "
+            "the masks of images/NAME.jpg are masks/NAME.png and masks/NAME__ANYTHING.png"
+        )
     return sources
 
 
