@@ -14,6 +14,7 @@ from anyres.models.config import preset
 from anyres.models.weights import from_official
 from anyres.predict.load import put
 from anyres.predict.predictor import Predictor
+from tiny import SAM_CASES
 
 
 @pytest.fixture
@@ -196,19 +197,7 @@ def test_answers_are_ordinary_tensors(predictor):
     assert weight.grad is not None
 
 
-CASES = [
-    "points",
-    "points_with_label_minus1",
-    "boxes",
-    "points_boxes",
-    "mask_only",
-    "points_mask",
-    "points_boxes_mask",
-    "no_prompt",
-]
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAM_CASES)
 def test_the_official_code_gives_the_same(golden, case):
     facts, tensors = golden("sam_tiny")
     weights = {name: value for name, value in tensors.items() if "::" not in name}

@@ -180,7 +180,6 @@ def lively(model):
 
 
 @torch.no_grad()
-@pytest.mark.slow
 def test_vit_b_at_full_size():
     model = lively(build(preset("sam_vit_b")))
     twin = transformers_twin(model)

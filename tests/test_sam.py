@@ -13,17 +13,8 @@ from anyres.models.prompt_encoder import PromptEncoder
 from anyres.models.segmenter import Features
 from anyres.models.weights import from_official, segmenter_from_official
 from anyres.predict.postprocess import upscale
+from tiny import SAM_CASES
 
-SAM_CASES = [
-    "points",
-    "points_with_label_minus1",
-    "boxes",
-    "points_boxes",
-    "mask_only",
-    "points_mask",
-    "points_boxes_mask",
-    "no_prompt",
-]
 HRSAM_CASES = [
     "e8x8_points3",
     "e8x8_points2_prev",

@@ -208,6 +208,17 @@ def test_a_worker_that_dies_is_told(data, tmp_path, monkeypatch):
         train(replace(TINY, workers=1), data, tmp_path, silent)
 
 
+def test_a_changed_setting_counts_when_a_run_goes_on(data):
+    before, after = Trainer(TINY), Trainer(replace(TINY, weight_decay=0.5, matrix_lr=0.1))
+    batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 1, workers=0))
+    before.train_step(batch)
+    after.load_state(before.state())
+    after.train_step(batch)
+    groups = [optimizer.param_groups[0] for optimizer in after.optimizers]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
+    assert groups[0]["lr"] == pytest.approx(0.1 * rate(1, TINY))
+
+
 def test_stops_on_sigterm_with_a_checkpoint(data, tmp_path):
     code = textwrap.dedent(f"""
         import os, signal

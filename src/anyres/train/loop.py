@@ -85,7 +85,8 @@ class Trainer:
         config = self.config
         factor = rate(self.step, config)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
+            # Both from the settings: a resumed run may have changed them.
+            optimizer.param_groups[0].update(lr=peak * factor, weight_decay=config.weight_decay)
         self.model.train()
         rng = np.random.default_rng((config.seed, self.step))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
