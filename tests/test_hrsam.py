@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from anyres.errors import InputError
 from anyres.models.build import build
 from anyres.models.config import DEFAULT, HRSAMConfig, resized
-from anyres.models.hrsam import HRSAMEncoder, WindowAttention
+from anyres.models.hrsam import HRSAMEncoder
+from anyres.models.hrsam_blocks import WindowAttention
 from anyres.ops.rope import frequencies, rotate, window_table
 from anyres.ops.windows import merge, partition, window_plan
 

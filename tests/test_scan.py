@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyres.errors import InputError, MissingExtraError
-from anyres.models.hrsam import CycleScan
+from anyres.models.hrsam_blocks import CycleScan
 from anyres.ops import scan
 
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
