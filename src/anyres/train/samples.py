@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anyres.data.augment import Generator, draw_cable, opencv, paste, photometric
+from anyres.data.augment import Generator, opencv, paste, photometric
+from anyres.data.synthetic import Drawn, draw_shape, draw_wires
 from anyres.errors import AnyresError, InputError
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
 from anyres.train.sources import Cache, Source, cut_out, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
 LARGEST = 0.8
+SYNTHETIC = 0.35  # share of samples with drawn objects
+WIRES = 0.35  # share of those with wires
 CACHE_BYTES = 6 << 30
 
 
@@ -141,9 +144,20 @@ class SampleStream:
             scene = self._crop(source, side, rng)
         if pasting and self._cutters:
             scene = self._pasted(scene, rng)
-        if rng.random() < 0.04:
-            scene = _over(scene, draw_cable(scene.image, rng), SMALLEST / 4)
+        if rng.random() < SYNTHETIC:
+            scene = self._synthetic(scene, rng)
         return scene
+
+    def _synthetic(self, scene: _Scene, rng: Generator) -> _Scene:
+        """Draw shapes or wires over a crop: objects whose masks are exact."""
+        if rng.random() < WIRES:
+            drawn = draw_wires(scene.image, rng)
+        else:
+            source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
+            entries = self._marked[source.name]
+            texture = self._cache.picture(entries[int(rng.integers(len(entries)))])
+            drawn = draw_shape(scene.image, rng, texture)
+        return scene if drawn is None else _with_drawn(scene, drawn)
 
     def _crop(self, source: Source, side: int, rng: Generator) -> _Scene:
         """Cut a square out of a picture around one of its objects, with that and others' masks."""
@@ -251,6 +265,16 @@ def _over(scene: _Scene, pasted: NDArray[np.uint8], least: float) -> _Scene:
     if _worth(pasted, least):
         masks.append(pasted)
     return _Scene(scene.image, masks, scene.valid | pasted, scene.inside)
+
+
+def _with_drawn(scene: _Scene, drawn: Drawn) -> _Scene:
+    """Account for what was drawn: it hides, and its objects come last, the whole the very last."""
+    least = SMALLEST / 4
+    hidden = _over(scene, drawn.covered, least)
+    objects = [mask & scene.inside for mask in reversed(drawn.objects)]
+    base = hidden.masks[:-1] if _worth(drawn.covered & scene.inside, least) else hidden.masks
+    masks = base + [mask for mask in objects if _worth(mask, least)]
+    return _Scene(hidden.image, masks, hidden.valid, hidden.inside)
 
 
 def _turned(scene: _Scene, quarters: int) -> _Scene:
