@@ -94,7 +94,8 @@ def _extended(error: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[
         places = places[~hit]
         if not len(places):
             break
-    return extended.reshape(-1, stride)[width:-width, width:-width]
+    whole: NDArray[np.float32] = extended.reshape(-1, stride)
+    return whole[width:-width, width:-width]
 
 
 def _nearest_first(limit: int) -> list[tuple[int, int]]:
