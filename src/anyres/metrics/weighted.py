@@ -83,7 +83,7 @@ def _extended(error: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[
     box = np.ones((WINDOW, WINDOW), np.uint8)
     near = cv2.dilate(inside.view(np.uint8), box).view(np.bool_) & ~inside
     width = 2 * margin  # so that no step leaves the padded map
-    known, values = (np.pad(part, width).ravel() for part in (inside, error))
+    known, values = np.pad(inside, width).ravel(), np.pad(error, width).ravel()
     extended, stride = values.copy(), error.shape[1] + 2 * width
     places = np.flatnonzero(np.pad(near, width))
     # A pixel in the corner of a window is at most so far from the object's pixel in its middle.
@@ -94,8 +94,7 @@ def _extended(error: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[
         places = places[~hit]
         if not len(places):
             break
-    whole: NDArray[np.float32] = extended.reshape(-1, stride)
-    return whole[width:-width, width:-width]
+    return extended.reshape(-1, stride)[width:-width, width:-width]
 
 
 def _nearest_first(limit: int) -> list[tuple[int, int]]:
