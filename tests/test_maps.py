@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anyres.data.datasets import FolderDataset, kind_of, objects_of
+from anyres.data.layouts.folder import FolderDataset
+from anyres.data.maps import kind_of, objects_of
 from anyres.errors import InputError, MissingExtraError
 
 
