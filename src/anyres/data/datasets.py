@@ -6,7 +6,7 @@ Plain folders and published layouts look alike: ``open_dataset`` gives the objec
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.images import read_image
-from anyres.data.index import Found, Indexed, index, read_maps
+from anyres.data.layouts.annotated import Annotations
+from anyres.data.layouts.index import Found, Indexed, Reader, index, read_maps
 from anyres.data.layouts.listing import FOLDER, Pair, Place, Problem, find_places, pairs_of
 from anyres.data.layouts.published import LAYOUTS, SYNONYMS
 from anyres.data.maps import VOID, Kind, Meaning, Objects, read_objects
@@ -72,13 +73,15 @@ class Dataset:
         objects: tuple[ObjectRef, ...],
         problems: tuple[Problem, ...],
         fingerprint: str,
-        void: VoidRule = "background",
+        void: VoidRule,
+        annotations: Mapping[Path, Annotations],
     ) -> None:
         self.name = name
         self.objects = objects
         self.problems = problems
         self.fingerprint = fingerprint
         self._void = void
+        self._annotations = annotations
         self._last: tuple[Path, Objects] | None = None
 
     def __len__(self) -> int:
@@ -106,6 +109,9 @@ class Dataset:
         Raises:
             InputError: it cannot be read any more, or the file has changed.
         """
+        if ref._source in self._annotations:
+            mask = self._annotations[ref._source].mask(ref._label, ref.size_hw)
+            return mask.astype(np.uint8)
         objects = self._map(ref)
         if ref._label >= len(objects):
             raise InputError(f"{ref._source} has changed: object {ref.key} is gone; open it anew")
@@ -169,13 +175,21 @@ def open_dataset(
     low, high = _bounds(layout, smallest, largest)
     progress = _patient(on_progress)
     objects: list[ObjectRef] = []
+    annotations: dict[Path, Annotations] = {}
     digest = hashlib.sha256(f"{void}\n".encode())
     for place in places:
         if layout == FOLDER:
             place = replace(place, part=replace(place.part, meaning=kind))
-        pairs, missing = pairs_of(place)
-        problems += missing
-        entries = _indexed(place, pairs, progress)
+        reader: Reader
+        if place.annotated:
+            annotations[place.masks] = Annotations(place)
+            pairs, reader = annotations[place.masks].pairs, annotations[place.masks].find
+        else:
+            pairs, missing = pairs_of(place)
+            problems += missing
+            reader = partial(read_maps, meaning=place.part.meaning)
+        cache = f"{place.images.resolve()}\n{place.masks.resolve()}\n{place.part.meaning}"
+        entries = index(pairs, reader, cache, progress)
         for pair, entry in zip(pairs, entries, strict=True):
             if entry.problem is not None:
                 problems.append(Problem(place.part.name, Path(entry.problem[0]), entry.problem[1]))
@@ -188,7 +202,7 @@ def open_dataset(
     if not objects:
         first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
         raise InputError(f"{root} has no object of {low:.1%} to {high:.1%} of its picture{first}")
-    return Dataset(name, tuple(objects), tuple(problems), digest.hexdigest(), void)
+    return Dataset(name, tuple(objects), tuple(problems), digest.hexdigest(), void, annotations)
 
 
 def _bounds(layout: str, smallest: float | None, largest: float | None) -> tuple[float, float]:
@@ -201,15 +215,6 @@ def _bounds(layout: str, smallest: float | None, largest: float | None) -> tuple
             "the bounds are shares from 0 to 1, the smallest first"
         )
     return low, high
-
-
-def _indexed(
-    place: Place, pairs: list[Pair], on_progress: Callable[[int, int], None] | None
-) -> list[Indexed]:
-    meaning = place.part.meaning
-    cache = f"{place.images.resolve()}\n{place.masks.resolve()}\n{meaning}"
-    reader = partial(read_maps, meaning=meaning)
-    return index(pairs, reader, cache, on_progress)
 
 
 def _refs(place: Place, pair: Pair, entry: Indexed, low: float, high: float) -> list[ObjectRef]:

@@ -1,6 +1,7 @@
 """What is in a data set: every picture and map read once, the outcome kept in the cache folder.
 
-A picture's entry holds its size, its objects with their areas, and a checksum of its files. It is made anew when a file's name, size or time of change is another one.
+A picture's entry holds its size, its objects with their areas, and a checksum of its files. It is
+made anew when a file's name, size or time of change is another one.
 """
 
 import contextlib
