@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -142,8 +143,6 @@ def test_filling_is_the_even_odd_rule(corners):
 
 
 def test_outlines_with_holes_name_the_extra(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "cv2", None)
     two = np.zeros((9, 4), np.bool_)
     two[:3, :3] = two[5:8, :3] = True
@@ -428,8 +427,6 @@ def test_what_does_not_fit_together_is_named(file):
 
 
 def test_without_pycocotools_the_extra_is_named(monkeypatch, file):
-    import sys
-
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(MissingExtraError, match=r"anyres\[eval\]"):
         write_coco(file, [Annotated("a.png", (2, 3), (Annotation(np.ones((2, 3), np.bool_)),))])

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Final
 
-from anyres.data.formats.annotations import NAMELESS, Annotated
+from anyres.data.formats.annotations import NAMELESS, Annotated, coding
 from anyres.data.formats.coco import write_coco, write_sa1b
 from anyres.data.formats.geojson import write_geojson
 from anyres.data.formats.labelme import write_labelme
 from anyres.data.formats.png import write_binary, write_ids
+from anyres.data.formats.polygons import opencv
 from anyres.data.formats.yolo import write_yolo
 from anyres.errors import InputError
 
@@ -42,6 +43,18 @@ def format_of(name: str | None, path: Path | None) -> str:
         endings = ", ".join(dict.fromkeys(SUFFIXES.values()))
         raise InputError(f"{path} is of no known format; names end in {endings}")
     return fitting[0]
+
+
+def require(name: str) -> None:
+    """Make sure that what a format needs is installed, before there is anything to lose.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if name in ("coco", "sa1b"):
+        coding()
+    elif name != "png":
+        opencv()
 
 
 def write(path: Path, picture: Annotated, name: str) -> None:

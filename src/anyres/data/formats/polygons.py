@@ -116,16 +116,24 @@ def _rings(following: NDArray[np.int64]) -> list[list[int]]:
     return rings
 
 
-def _labelled(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Number the 4-connected parts of a mask."""
+def opencv() -> Any:
+    """Import OpenCV.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import cv2
     except ImportError as error:
         raise MissingExtraError(
-            "outlines of several parts with holes need OpenCV; "
-            'install it with: pip install "anyres[eval]"'
+            'outlines need OpenCV; install it with: pip install "anyres[eval]"'
         ) from error
-    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    return cv2
+
+
+def _labelled(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number the 4-connected parts of a mask."""
+    _, labels = opencv().connectedComponents(mask.view(np.uint8), connectivity=4)
     return np.asarray(labels, np.int32)
 
 

@@ -75,7 +75,7 @@ def read_maps(pair: Pair, size_hw: tuple[int, int], meaning: Meaning) -> tuple[l
     for source, path in enumerate(pair.maps):
         objects = read_objects(path, meaning, size_hw)
         areas = np.bincount(objects.labels.ravel(), minlength=len(objects) + 1)[1:]
-        if not len(objects) and objects.void is None:
+        if not len(objects) and meaning not in ("instance", "class"):
             raise InputError(f"{path} is empty: it has no object")
         classes = meaning == "class"
         found += [

@@ -190,9 +190,7 @@ def _published(place: Place) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
     masks: dict[str, list[Path]] = {}
     for path in sorted(place.masks.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not (mixed and path.suffix.lower() in _JPEG):
-            masks.setdefault(re.sub(r"#\d+$", "", path.stem), []).append(path)
-    matched = {
-        image: tuple(path for end in part.endings for path in masks.get(image.stem + end, ()))
-        for image in images
-    }
+            for stem in {path.stem, re.sub(r"#\d+$", "", path.stem)}:
+                masks.setdefault(stem, []).append(path)
+    matched = {image: tuple(masks.get(image.stem + part.ending, ())) for image in images}
     return matched, {path for maps in matched.values() for path in maps}
