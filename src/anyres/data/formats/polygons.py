@@ -150,15 +150,27 @@ def fill(rings: Sequence[Ring], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     Returns:
         (H, W) bool.
     """
-    height, width = size_hw
+    return fill_all([list(rings)], size_hw)
+
+
+def fill_all(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Fill polygons, each by the even-odd rule over its rings, and unite them."""
     mask = np.zeros(size_hw, np.bool_)
+    for polygon in polygons:
+        _paint(mask, polygon)
+    return mask
+
+
+def _paint(mask: NDArray[np.bool_], rings: Sequence[Ring]) -> None:
+    """Add the inside of rings to a mask; only their surroundings are touched."""
+    height, width = mask.shape
     x0, y0, x1, y1 = _edges(rings)
     # The rows whose centre lies between the ends of an edge.
     first = np.ceil(y0 - 0.5).clip(0, height).astype(np.int64)
     last = np.ceil(y1 - 0.5).clip(0, height).astype(np.int64)
     count = last - first
     if not count.any():
-        return mask
+        return
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,13 +180,12 @@ def fill(rings: Sequence[Ring], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     places, times = np.unique(row * (width + 1) + column, return_counts=True)
     row, column = np.divmod(places[times % 2 == 1], width + 1)
     if not len(row):
-        return mask
+        return
     top, bottom, left = row[0], row[-1] + 1, column.min()
     turns = np.zeros((bottom - top, int(column.max()) - left + 1), np.uint8)
     turns[row - top, column - left] = 1
     inside = np.bitwise_xor.accumulate(turns, axis=1)[:, :-1].view(np.bool_)
-    mask[top:bottom, left : left + inside.shape[1]] = inside
-    return mask
+    mask[top:bottom, left : left + inside.shape[1]] |= inside
 
 
 def _edges(rings: Sequence[Ring]) -> tuple[NDArray[np.float64], ...]:
@@ -190,11 +201,3 @@ def _edges(rings: Sequence[Ring]) -> tuple[NDArray[np.float64], ...]:
     up = start[:, 1] > end[:, 1]
     start[up], end[up] = end[up], start[up]
     return start[:, 0], start[:, 1], end[:, 0], end[:, 1]
-
-
-def fill_all(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill polygons, each by the even-odd rule over its rings, and unite them."""
-    mask = np.zeros(size_hw, np.bool_)
-    for polygon in polygons:
-        mask |= fill(polygon, size_hw)
-    return mask
