@@ -30,6 +30,7 @@ READERS = {
 
 
 def main() -> None:
+    """Print the table."""
     noise = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     mask = cv2.resize(noise, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) > 0.5
     polygons = outline(mask)

@@ -63,8 +63,8 @@ class Dataset:
         name: the folder's name, or the layout's.
         objects: in the order of their pictures' names; those of a picture are neighbours.
         problems: pictures and masks that cannot be used.
-        fingerprint: SHA-256 over what the files hold, which objects are counted, and the rule for
-            void. Two data sets of one fingerprint are the same wherever they lie.
+        fingerprint: SHA-256 over what the files hold, the keys of the objects that are counted, and
+            the rule for void: a copy elsewhere has the same one.
     """
 
     def __init__(
@@ -109,15 +109,21 @@ class Dataset:
         Raises:
             InputError: it cannot be read any more, or the file has changed.
         """
+        void = None
         if ref._source in self._annotations:
             mask = self._annotations[ref._source].mask(ref._label, ref.size_hw)
-            return mask.astype(np.uint8)
-        objects = self._map(ref)
-        if ref._label >= len(objects):
-            raise InputError(f"{ref._source} has changed: object {ref.key} is gone; open it anew")
-        target = objects.target(ref._label)
-        if self._void == "background":
-            target[target == VOID] = 0
+        else:
+            objects = self._map(ref)
+            mask = objects.mask(ref._label) if ref._label < len(objects) else np.zeros(0, np.bool_)
+            void = objects.void
+        if np.count_nonzero(mask) != ref.area:
+            raise InputError(
+                f"{ref._source} has changed: {ref.key} is another object now; "
+                "open the data set anew"
+            )
+        target = mask.astype(np.uint8)
+        if void is not None and self._void == "ignore":
+            target[void] = VOID
         return target
 
     def _map(self, ref: ObjectRef) -> Objects:
@@ -157,7 +163,8 @@ def open_dataset(
         largest: objects above this share are left out. None is 0.95, and 1 in those sets.
         void: pixels that belong to nobody are ``background``, as in papers, or ``ignore``.
         strict: whether a missing or damaged file is an error. Else it is one of the ``problems``.
-        on_progress: is told (pictures read, of how many) when reading takes longer than 2 s.
+        on_progress: is told (pictures read, of how many to read in this part) when reading takes
+            longer than 2 s.
 
     Raises:
         InputError: no such folder, layout, part or kind; bounds that exclude everything; no object

@@ -163,7 +163,7 @@ def pairs_of(place: Place) -> tuple[list[Pair], list[Problem]]:
     ]
     if place.images != place.masks and place.masks.is_dir() and not part.without:
         problems += [
-            Problem(part.name, path, "is a mask without a picture")
+            Problem(part.name, path, _unused(part, path))
             for path in sorted(place.masks.iterdir())
             if path not in used
             and path.suffix.lower() in IMAGE_SUFFIXES
@@ -176,6 +176,13 @@ def pairs_of(place: Place) -> tuple[list[Pair], list[Problem]]:
         if maps
     ]
     return pairs, problems
+
+
+def _unused(part: Part, path: Path) -> str:
+    plain = part.meaning not in ("drawn", "bright", "trimap")
+    if plain and path.suffix.lower() != ".png":
+        return "is no PNG file, as the masks of a plain folder are"
+    return "is a mask without a picture"
 
 
 def _published(place: Place) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
