@@ -32,7 +32,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from anyres.clicks import Click, as_points, next_click
-from anyres.data.datasets import VOID, FolderDataset, Kind
+from anyres.data.layouts.folder import FolderDataset
+from anyres.data.maps import VOID, Kind
 from anyres.metrics.overlap import iou
 
 GRABCUT_LONG_SIDE = 640

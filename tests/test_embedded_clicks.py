@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anyres.data.datasets import FolderDataset
+from anyres.data.layouts.folder import FolderDataset
 
 pytest.importorskip("cv2")
 
