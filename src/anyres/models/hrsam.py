@@ -61,7 +61,9 @@ class HRSAMEncoder(nn.Module):
         self.rope = _Frequencies(dim // config.heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         outs = config.out_blocks
-        scans = [nn.ModuleList(_scan(config) for _ in outs) for _ in range(2 if config.anchor else 1)]
+        scans = [
+            nn.ModuleList(_scan(config) for _ in outs) for _ in range(2 if config.anchor else 1)
+        ]
         if config.anchor:
             self.ss_mamba_blocks, self.ms_mamba_blocks = scans
             self.multi_scale_fusion = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim)) for _ in outs)
