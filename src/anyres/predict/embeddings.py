@@ -98,6 +98,7 @@ def load(path: Path, model: Segmenter) -> tuple[Frame, Pad, Features]:
         return tensor.to(place.device, place.dtype)
 
     pixels_s4 = tensors.pop("pixels_s4", None)
+    if pixels_s4 is not None:
+        pixels_s4 = pixels_s4.to(place.device, torch.promote_types(place.dtype, torch.float32))
     details = tuple(put(tensors[f"details.{i}"]) for i in range(len(tensors)))
-    features = Features(put(embedding), details, None if pixels_s4 is None else put(pixels_s4))
-    return frame, pad, features
+    return frame, pad, Features(put(embedding), details, pixels_s4)
