@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.models.layers import StridedConv2d, each, rows, wide
+from anyres.models.layers import SiLU, StridedConv2d, each, rows
+from anyres.ops.precision import wide
 
 MAP_CHANNELS = 15
 # Scales of the squared colour difference, in units of the normalised input (std 1).
@@ -27,9 +28,9 @@ CLICK_SIGMA = 1.5
 CLICK_REACH = 9
 # Stands for the likeness to no click at all; times 0 it is not NaN.
 NOTHING = -1e9
-# Products of clicks and pixels at once. On CPUs they stay in the cache.
-_PRODUCTS = {"cpu": 2**20}
-_PRODUCTS_ELSEWHERE = 2**26
+# Float32 numbers compared at once. On CPUs they stay in the cache.
+_NUMBERS = {"cpu": 2**20}
+_NUMBERS_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,9 @@ class ClickMaps(nn.Module):
         super().__init__()
         widths = (*details, dim)
         self.sharpness = nn.Parameter(torch.full((3,), 2.0))  # log of t in exp(t (cos - 1))
-        self.to_s4 = nn.Sequential(nn.Conv2d(MAP_CHANNELS, 24, 3, padding=1), nn.SiLU())
-        self.to_s8 = nn.Sequential(nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.SiLU())
-        self.to_s16 = nn.Sequential(StridedConv2d(48, dim, 3, stride=2, padding=1), nn.SiLU())
+        self.to_s4 = nn.Sequential(nn.Conv2d(MAP_CHANNELS, 24, 3, padding=1), SiLU())
+        self.to_s8 = nn.Sequential(nn.Conv2d(24, 48, 3, stride=2, padding=1), SiLU())
+        self.to_s16 = nn.Sequential(StridedConv2d(48, dim, 3, stride=2, padding=1), SiLU())
         self.out_s4 = nn.Conv2d(24, dim // 8, 1)
         self.out_s8 = nn.Conv2d(48, dim // 4, 1)
         self.out_s16 = nn.Conv2d(dim, dim, 1)
@@ -123,15 +124,14 @@ class ClickMaps(nn.Module):
             zip(landmarks.maps, landmarks.lengths, strict=True)
         ):
             stride = 4 * 2**i
-            at_click = _sample(features_map, xy, stride) * _sample(lengths, xy, stride)
-            at_click = at_click.to(features_map.dtype)
+            at_click = wide(_sample(features_map, xy, stride)) * _sample(lengths, xy, stride)
             cosine = _largest_products(at_click, features_map, labels) * each(lengths, len(xy))
             similar = _exp(self.sharpness[i].exp() * (cosine - 1))
             if i:
                 size_hw = landmarks.colours.shape[2:]
                 similar = F.interpolate(similar, size=size_hw, mode="bilinear", align_corners=False)
             likeness.append(similar)
-            features.append(at_click)
+            features.append(at_click.to(features_map.dtype))
         colour = _sample(landmarks.colours, xy, stride=4)[..., :3]
         # |a - b|² = |a|² - 2 ab + |b|², so that no (P, N, 3, 4h, 4w) is built.
         # The largest of (2a, -|a|²) times (b, 1) is the nearest.
@@ -161,7 +161,8 @@ def _bumps(xy: Tensor, labels: Tensor, size_hw: tuple[int, int]) -> Tensor:
     bump = bump * (labels >= 0)[..., None, None]
     out = bump.new_zeros(len(xy), 2 * height * width)
     out.scatter_reduce_(1, index.flatten(1), bump.flatten(1), "amax")
-    return out.unflatten(1, (2, *size_hw))
+    maps: Tensor = out.unflatten(1, (2, *size_hw))
+    return maps
 
 
 def _inside(boxes: Tensor | None, prompts: int, like: Tensor) -> Tensor:
@@ -191,7 +192,8 @@ def _sample(map_BcHW: Tensor, xy_PN2: Tensor, stride: int) -> Tensor:
     row = (xy_PN2[..., 1] / stride).floor().long().clamp(0, height - 1)
     prompts = len(xy_PN2)
     picture = torch.arange(prompts, device=row.device)[:, None] // max(1, prompts // batch)
-    return map_BcHW.permute(0, 2, 3, 1)[picture, row, column]
+    found: Tensor = map_BcHW.permute(0, 2, 3, 1)[picture, row, column]
+    return found
 
 
 def _largest_products(at_click_PNc: Tensor, map_BcHW: Tensor, labels_PN: Tensor) -> Tensor:
@@ -202,17 +204,18 @@ def _largest_products(at_click_PNc: Tensor, map_BcHW: Tensor, labels_PN: Tensor)
     for clicks, labels, pixels in zip(
         at_click_PNc.chunk(pictures), labels_PN.chunk(pictures), rows(map_BcHW), strict=True
     ):
-        step = max(1, _PRODUCTS.get(pixels.device.type, _PRODUCTS_ELSEWHERE) // labels.numel())
+        numbers = _NUMBERS.get(pixels.device.type, _NUMBERS_ELSEWHERE)
+        step = max(1, numbers // max(labels.numel(), pixels.shape[1]))
         parts = []
         for block in pixels.split(step):
-            products = (clicks.flatten(0, 1) @ block.t()).unflatten(0, labels.shape)
+            products = (clicks.flatten(0, 1) @ wide(block).t()).unflatten(0, labels.shape)
             largest = [
-                products.masked_fill((labels != label)[..., None], NOTHING).amax(1)
-                for label in (1, 0)
+                (products + (labels != label)[..., None] * NOTHING).amax(1) for label in (1, 0)
             ]
             parts.append(torch.stack(largest, 1))
         found.append(torch.cat(parts, 2))
-    return torch.cat(found).unflatten(2, map_BcHW.shape[2:])
+    maps: Tensor = torch.cat(found).unflatten(2, map_BcHW.shape[2:])
+    return maps
 
 
 def _exp(x: Tensor) -> Tensor:

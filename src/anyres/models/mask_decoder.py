@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import MLP, DoublingConv2d, LayerNorm2d, MLPBlock, each, rows
+from anyres.models.layers import MLP, DoublingConv2d, LayerNorm2d, MLPBlock, SiLU, each, rows
+from anyres.ops.precision import wide
+
+# Upscaled pixels at once. On CPUs their float32 channels stay in the cache.
+_PIXELS = {"cpu": 2**15}
+_PIXELS_ELSEWHERE = 2**26
 
 
 class Attention(nn.Module):
@@ -69,7 +74,8 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(P, T, H * d) to (P, H, T, d)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split
 
     def _merge(self, x: Tensor) -> Tensor:
         merged: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))
@@ -170,7 +176,7 @@ class MaskDecoder(nn.Module):
             self.detail_s8 = nn.Conv2d(details[1], dim // 4, 1)
             self.direct = nn.Sequential(
                 nn.Conv2d(dim // 8, dim // 8, 3, padding=1),
-                nn.SiLU(),
+                SiLU(),
                 nn.Conv2d(dim // 8, masks, 1),
             )
 
@@ -195,7 +201,6 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor | None = None,
         multimask_output: bool | None = None,
         details: tuple[Tensor, ...] = (),
-        dense_details: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """Predict masks; names and order are Segment Anything's.
 
@@ -206,8 +211,8 @@ class MaskDecoder(nn.Module):
             dense_prompt_embeddings: (P, C, h, w), or None where the embeddings hold them already.
             multimask_output: True gives the masks for ambiguous prompts, False the single one, None
                 all, the single one first. Only what is given is computed.
-            details: what ``project`` gave of the B pictures.
-            dense_details: dense prompts at strides 4 and 8, of the sizes of ``details``.
+            details: what ``project`` gave of the B pictures, or that with dense prompts added, for
+                each of the P prompts.
 
         Returns:
             Logits (P, M, 4h, 4w) and predicted IoU (P, M).
@@ -221,8 +226,6 @@ class MaskDecoder(nn.Module):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(prompts, -1, -1), sparse], dim=1)
         tokens, flat = self.transformer(rows(image), rows(image_pe), tokens)
-        upscaled = self._upscale(flat.unflatten(1, image.shape[2:]), details, dense_details)
-
         chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
         heads = list(self.output_hypernetworks_mlps)
         hyper = torch.stack(
@@ -234,33 +237,48 @@ class MaskDecoder(nn.Module):
             ],
             dim=1,
         )
-        # Pixels first: as many rows as there are, of which each is read once.
-        flat = rows(upscaled)
-        if self.direct is None:
-            logits = flat @ hyper.transpose(1, 2)
-        else:
-            own_logits = rows(self._direct(self.direct, upscaled, chosen))
-            logits = torch.baddbmm(own_logits, flat, hyper.transpose(1, 2))
-        iou = self.iou_prediction_head(tokens[:, 0])[:, chosen]
-        return logits.transpose(1, 2).unflatten(2, upscaled.shape[2:]).contiguous(), iou
+        grid = flat.unflatten(1, image.shape[2:])
+        logits = self._logits(grid, hyper, chosen, details)
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, chosen]
 
-    @staticmethod
-    def _direct(head: nn.Sequential, upscaled: Tensor, chosen: slice) -> Tensor:
-        conv, act, last = head
-        logits: Tensor = F.conv2d(act(conv(upscaled)), last.weight[chosen], last.bias[chosen])
+    def _logits(
+        self,
+        image_PhwC: Tensor,
+        hyper_PMc: Tensor,
+        chosen: slice,
+        details: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Upscale the image and multiply, in strips of token rows: each token makes its own 4 x 4.
+
+        Returns:
+            (P, M, 4h, 4w), float32 or wider.
+        """
+        prompts, height, width, _ = image_PhwC.shape
+        details = tuple(each(map_, prompts) for map_ in details)
+        pixels = _PIXELS.get(image_PhwC.device.type, _PIXELS_ELSEWHERE)
+        step = height if torch.is_grad_enabled() else max(1, pixels // (16 * prompts * width))
+        products, fine = [], []
+        for start in range(0, height, step):
+            part = [
+                map_[:, :, k * start : k * (start + step)]
+                for map_, k in zip(details, (4, 2), strict=False)
+            ]
+            strip = self._upscale(image_PhwC[:, start : start + step], part)
+            products.append(wide(hyper_PMc) @ rows(strip).transpose(1, 2))
+            if self.direct is not None:
+                fine.append(strip.to(image_PhwC.dtype))
+        logits: Tensor = torch.cat(products, 2).unflatten(2, (4 * height, 4 * width))
+        if self.direct is not None:
+            conv, act, last = self.direct
+            x = act(conv(torch.cat(fine, 2)))
+            weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+            logits = logits + F.conv2d(x, weight[chosen], bias[chosen])
         return logits
 
-    def _upscale(
-        self, image_PhwC: Tensor, details: tuple[Tensor, ...], dense: tuple[Tensor, ...]
-    ) -> Tensor:
+    def _upscale(self, image_PhwC: Tensor, details: list[Tensor]) -> Tensor:
+        """(P, C / 8, 4h, 4w), float32 or wider, channels last in memory."""
         up1, norm, act, up2, act2 = self.output_upscaling
-        prompts = len(image_PhwC)
-        x = up1(image_PhwC.permute(0, 3, 1, 2))
-        # In place: these maps are large, and nothing else holds them.
-        for part in [each(map_, prompts) for map_ in details[1:]] + list(dense[1:]):
-            x += part
-        x = up2(act(norm(x)))
-        for part in [each(map_, prompts) for map_ in details[:1]] + list(dense[:1]):
-            x += part
-        upscaled: Tensor = act2(x)
+        x = wide(up1(image_PhwC.permute(0, 3, 1, 2)))
+        x = up2(act(norm(x + details[1] if details else x)))
+        upscaled: Tensor = act2(x + details[0] if details else x)
         return upscaled

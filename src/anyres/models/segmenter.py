@@ -14,6 +14,7 @@ from anyres.errors import InputError
 from anyres.models.click_maps import ClickMaps, Landmarks
 from anyres.models.config import ModelConfig
 from anyres.models.hrsam import HRSAMEncoder
+from anyres.models.layers import each
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
 
@@ -201,16 +202,20 @@ class Segmenter(nn.Module):
                 f"{prompts} prompts are no multiple of {pictures} pictures; give each picture as "
                 "many prompts as the others"
             )
-        dense_details: tuple[Tensor, ...] = ()
+        details = ready.details
         if self.click_maps is not None and ready.landmarks is not None:
             (d4, d8, d16), tokens = self.click_maps(ready.landmarks, points, boxes, masks, prompts)
-            dense_details, dense = (d4, d8), dense + d16
+            # In place: these maps are large, and nothing else holds them.
+            details = tuple(
+                d.add_(each(own, prompts)) for d, own in zip((d4, d8), details, strict=True)
+            )
+            dense = dense + d16
             if tokens is not None:
                 count = tokens.shape[1]
                 sparse = torch.cat([sparse[:, :count] + tokens, sparse[:, count:]], 1)
         logits: Tensor
         iou: Tensor
         logits, iou = self.mask_decoder(
-            embedding, ready.positions, sparse, dense, multimask, ready.details, dense_details
+            embedding, ready.positions, sparse, dense, multimask, details
         )
         return logits, iou

@@ -10,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.models.layers import StridedConv2d
+from anyres.models.layers import SiLU, StridedConv2d
+from anyres.ops.precision import wide
 
 
 class ConvStem(nn.Module):
     """3x3 convolutions of stride 2, with a residual block at strides 4 and 8.
 
     BatchNorm rather than GroupNorm: several times cheaper to train on CPUs, and in evaluation mode
-    part of the convolution before it.
+    part of the convolution before it. The weights may then be in a higher precision than the map,
+    and are rounded once, to that of the map: rounding them before and after, and the norms too, was
+    what a bfloat16 encoder lost most by.
     """
 
     def __init__(self, widths: tuple[int, int, int], dim: int) -> None:
@@ -47,7 +50,7 @@ class _Conv(nn.Sequential):
         super().__init__(
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.SiLU(),
+            SiLU(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,9 +65,11 @@ class _Residual(nn.Module):
         self.conv1 = _Conv(width, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
+        self.act = SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x + _normed(self.conv2, self.norm, self.conv1(x)))
+        out: Tensor = self.act(x + _normed(self.conv2, self.norm, self.conv1(x)))
+        return out
 
 
 def _normed(conv: Any, norm: Any, x: Tensor) -> Tensor:
@@ -75,8 +80,7 @@ def _normed(conv: Any, norm: Any, x: Tensor) -> Tensor:
     if norm.training:
         out: Tensor = norm(conv(x))
         return out
-    wide = torch.promote_types(conv.weight.dtype, torch.float32)
-    scale = norm.weight.to(wide) * (norm.running_var.to(wide) + norm.eps).rsqrt()
+    scale = wide(norm.weight) * (wide(norm.running_var) + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
     bias = norm.bias - norm.running_mean * scale
     return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), conv.stride, conv.padding)
