@@ -53,7 +53,12 @@ class Landmarks:
     def of(cls, maps: tuple[Tensor, ...], pixels_s4: Tensor) -> "Landmarks":
         """Measure features (B, c, ., .) at strides 4, 8 and 16 and colours (B, 3, 4h, 4w)."""
         colours = F.pad(wide(pixels_s4), (0, 0, 0, 0, 0, 1), value=1.0)
-        lengths = tuple(wide(x).square().sum(1, True).clamp_min(1e-24).rsqrt() for x in maps)
+        lengths = tuple(
+            torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=colours.dtype)
+            .clamp_min(1e-12)
+            .reciprocal()
+            for x in maps
+        )
         return cls(maps, lengths, colours, wide(pixels_s4).square().sum(1, True))
 
 

@@ -181,7 +181,7 @@ class Segmenter(nn.Module):
         boxes: Tensor | None = None,
         masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """All masks of ``decode``, the single one first, in the model's precision."""
+        """All masks of ``decode``, the single one first; the predicted IoU in model precision."""
         return self._decode(features, points, boxes, masks, None)
 
     def _decode(
