@@ -259,7 +259,7 @@ def _result(
         "model": config.name,
         "resolution": None if frame is None else max(frame.resized_hw),
         "device": str(predictor.device),
-        "dtype": str(next(predictor.model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "seconds": {
             "load": round(seconds.load, 4),
             "picture": round(seconds.picture, 4),

@@ -7,6 +7,7 @@ import torch
 from anyres.errors import InputError, WeightsError
 from anyres.models.config import ModelConfig, Pad, ViTConfig, preset
 from anyres.models.segmenter import Segmenter
+from anyres.models.stem import ConvStem
 from anyres.models.weights import load as read_checkpoint
 from anyres.models.weights import load_weights
 from anyres.ops.precision import resolve_dtype
@@ -90,18 +91,24 @@ def choose_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch
 def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter:
     """Bring a model to a device and a precision, in place.
 
-    Constants stay in float32: colours and frequencies of positions. bfloat16 would make 123.675
-    of the mean colour 123.5. Running statistics go along with the weights they belong to.
+    In float32 stay the constants, which are colours and frequencies of positions (bfloat16 would
+    make 123.675 of the mean colour 123.5), and the stem's weights, which it rounds itself once its
+    norms are part of them.
     """
-    constants = [
-        (module, name, buffer)
-        for module in model.modules()
-        if not isinstance(module, torch.nn.BatchNorm2d)
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    model.to(device=device, dtype=dtype)
-    for module, name, buffer in constants:
-        setattr(module, name, buffer.to(device))
+    exact = {id(buffer) for buffer in model.buffers()}
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            # Running statistics go along with the weights they belong to.
+            exact -= {id(buffer) for buffer in module.buffers()}
+    for module in model.modules():
+        if isinstance(module, ConvStem):
+            exact |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        same = id(tensor) in exact or not tensor.is_floating_point()
+        return tensor.to(device, tensor.dtype if same else dtype)
+
+    model._apply(move)  # type: ignore[no-untyped-call]
     return model
 
 

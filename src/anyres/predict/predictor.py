@@ -22,7 +22,7 @@ from anyres.data.transforms import ResizeLongestSide
 from anyres.errors import InputError, StateError
 from anyres.geometry import Frame
 from anyres.models.config import ModelConfig, Pad
-from anyres.models.segmenter import Features, Segmenter
+from anyres.models.segmenter import Prepared, Segmenter
 from anyres.predict import arguments, embeddings
 from anyres.predict.postprocess import mask_to_logits, upscale
 from anyres.predict.resolution import Resolution, known_pad, known_resolution, long_side
@@ -40,7 +40,7 @@ class _Picture:
 
     frame: Frame
     pad: Pad
-    features: Features
+    prepared: Prepared
 
 
 class Predictor:
@@ -141,8 +141,8 @@ class Predictor:
                 f"{frame.resized_hw}: resize with predictor.transform, which keeps the proportions"
             )
         pixels = self.model.preprocess(transformed_image.to(self.device).float(), frame.input_hw)
-        features = self.model.encode(pixels)
-        self._set(_Picture(frame, self.pad, features))
+        prepared = self.model.prepare(self.model.encode(pixels))
+        self._set(_Picture(frame, self.pad, prepared))
 
     def reset_image(self) -> None:
         """Forget the picture."""
@@ -240,7 +240,7 @@ class Predictor:
             scores = logits.new_zeros(0, c)
         else:
             logits, scores = self.model.decode(
-                picture.features,
+                picture.prepared,
                 points=None if coords is None or labels is None else (coords, labels),
                 boxes=None if boxes is None else boxes.reshape(-1, 4),
                 masks=mask_input,
@@ -329,7 +329,7 @@ class Predictor:
             StateError: no picture is set.
         """
         # As Segment Anything gives it: numpy knows no bfloat16.
-        return self._current("generate an embedding").features.embedding.float()
+        return self._current("generate an embedding").prepared.features.embedding.float()
 
     def save_embedding(self, path: str | Path) -> None:
         """Write what is known about the picture to a ``.safetensors`` file, atomically.
@@ -340,8 +340,10 @@ class Predictor:
             StateError: no picture is set.
         """
         picture = self._current("save an embedding")
-        embeddings.save(Path(path), self.model, picture.frame, picture.pad, picture.features)
+        features = picture.prepared.features
+        embeddings.save(Path(path), self.model, picture.frame, picture.pad, features)
 
+    @torch.no_grad()
     def load_embedding(self, path: str | Path) -> None:
         """Set the picture from a file of ``save_embedding``, whatever resolution it was made at.
 
@@ -349,7 +351,8 @@ class Predictor:
             InputError: the file is missing, damaged, or was made by another model.
         """
         self.reset_image()
-        self._set(_Picture(*embeddings.load(Path(path), self.model)))
+        frame, pad, features = embeddings.load(Path(path), self.model)
+        self._set(_Picture(frame, pad, self.model.prepare(features)))
 
     def _current(self, purpose: str = "predict masks") -> _Picture:
         if self._picture is None:
@@ -369,7 +372,7 @@ class Predictor:
     @property
     def features(self) -> Tensor | None:
         """The embedding (1, C, h / 4, w / 4), float32, or None."""
-        return None if self._picture is None else self._picture.features.embedding.float()
+        return None if self._picture is None else self._picture.prepared.features.embedding.float()
 
     @property
     def frame(self) -> Frame | None:
