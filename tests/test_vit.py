@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from anyres.errors import InputError
 from anyres.models.config import ViTConfig
-from anyres.models.official import vit_config
 from anyres.models.vit import ImageEncoderViT
 from anyres.models.weights import from_official
 from anyres.ops import attention
@@ -141,44 +140,6 @@ def test_encoder_with_padded_windows_is_official(golden):
         assert len(seen) == 3
         exact = encoder.double()(pixels.double())
     close(exact, tensors["out::w3::image_embedding_f64"], 1e-9)
-
-
-def basam_pixels(size):
-    i, j = torch.arange(size)[:, None], torch.arange(size)[None, :]
-    plane = 7 * i + 13 * j + i * j % 1009
-    return torch.stack([((plane + 29 * c) % 251 - 125) / 64 for c in range(3)])[None]
-
-
-@pytest.mark.parametrize(
-    ("case", "absolute"),
-    [
-        ("train1024_run1024", False),
-        ("train1024_run2048_same_module", False),
-        ("train1024_abs_pos", True),
-    ],
-)
-def test_encoder_at_another_size_is_as_official_basam_resizes_tables(golden, case, absolute):
-    # At its own training size BA-SAM is SAM with one factor on the tables of each block, so it
-    # tells how the tables of a larger grid are resized inside a whole encoder.
-    facts, tensors = golden("basam_encoder")
-    config = replace(
-        vit_config(facts["constructor_args"]["ImageEncoderViT"]), absolute_positions=absolute
-    )
-    state = {name: t for name, t in tensors.items() if "::" not in name}
-    if absolute:
-        changed = {n.split("::")[2]: t for n, t in tensors.items() if n.startswith("alt::abspos")}
-        state |= changed
-    for i in range(config.blocks):
-        factor = state.pop(f"blocks.{i}.attn.coefficient")
-        for table in ("rel_pos_h", "rel_pos_w"):
-            state[f"blocks.{i}.attn.{table}"] = state[f"blocks.{i}.attn.{table}"] * factor
-    encoder = ImageEncoderViT(config).eval()
-    encoder.load_state_dict(state)
-    size = facts["cases"][case]["input_size"]
-    with torch.no_grad():
-        found = encoder(basam_pixels(size))
-    step = {1024: 1, 2048: 2}[size]
-    close(found[:, :, ::step, ::step], tensors[f"out::{case}::embedding"])
 
 
 @pytest.mark.parametrize("size_hw", [(128, 128), (64, 128), (128, 48), (192, 80), (48, 32)])

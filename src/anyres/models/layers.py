@@ -1,6 +1,6 @@
 """Small layers that several models share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import pairwise
 
 import torch
@@ -136,6 +136,37 @@ def resize_table(table_1CHW: Tensor, grid_hw: tuple[int, int], mode: str, stretc
         resized = F.interpolate(_wide(table_1CHW), size=target, mode=mode, align_corners=False)
         table_1CHW = resized.to(table_1CHW.dtype)
     return table_1CHW[..., :height, :width]
+
+
+class FitCache:
+    """The last fit of a table of positions to a grid, so that pictures of one size share it.
+
+    Only where no gradient is recorded. The table itself is compared, not its version: optimisers
+    and ``load_state_dict`` change weights in place, some in ways that torch does not count. Copies
+    of a model, and pickles, start empty.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Hashable, Tensor, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type["FitCache"], tuple[()]]:
+        return FitCache, ()
+
+    def __call__(self, table: Tensor, grid: Hashable, fit: Callable[[Tensor], Tensor]) -> Tensor:
+        """``fit(table)``, from the last call if that was for the same table and grid."""
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or (torch.is_grad_enabled() and table.requires_grad):
+            return fit(table)
+        key = (grid, table.device, table.dtype)
+        last = self._last  # read once: another thread may replace it
+        if last is not None and last[0] == key and torch.equal(last[1], table):
+            return last[2]
+        # Made in inference mode, it could not take part in a later call with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            source = table.detach().clone()
+            fitted = fit(source)
+        self._last = (key, source, fitted)
+        return fitted
 
 
 def _wide(x: Tensor) -> Tensor:
