@@ -10,7 +10,7 @@ from anyres.errors import InputError
 from anyres.models.config import ViTConfig
 from anyres.models.vit import ImageEncoderViT
 from anyres.models.weights import from_official
-from anyres.ops import attention
+from anyres.ops import grid_attention
 from anyres.ops.attention import (
     add_relative,
     fit_relative_table,
@@ -79,7 +79,7 @@ def plain_windows(qkv_BhwC3, heads, window, padding, tables):
 @pytest.mark.parametrize("grid_hw", [(5, 5), (3, 5), (6, 2)])
 @pytest.mark.parametrize("relative", [True, False])
 def test_global_attention_is_the_plain_one(monkeypatch, budget, grid_hw, relative):
-    monkeypatch.setitem(attention._SCORES, "cpu", budget)
+    monkeypatch.setitem(grid_attention._SCORES, "cpu", budget)
     torch.manual_seed(1)
     qkv = torch.randn(2, *grid_hw, 24, dtype=torch.float64)
     side = max(grid_hw)
@@ -90,7 +90,7 @@ def test_global_attention_is_the_plain_one(monkeypatch, budget, grid_hw, relativ
 @pytest.mark.parametrize("budget", [1, 300, 2**19])
 @pytest.mark.parametrize("grid_hw", [(6, 6), (7, 5), (2, 2), (1, 9)])
 def test_window_attention_is_the_plain_one(monkeypatch, budget, grid_hw):
-    monkeypatch.setitem(attention._SCORES, "cpu", budget)
+    monkeypatch.setitem(grid_attention._SCORES, "cpu", budget)
     torch.manual_seed(2)
     qkv = torch.randn(2, *grid_hw, 24, dtype=torch.float64)
     padding = torch.randn(24, dtype=torch.float64)
