@@ -155,7 +155,8 @@ class FitCache:
     def __call__(self, table: Tensor, grid: Hashable, fit: Callable[[Tensor], Tensor]) -> Tensor:
         """``fit(table)``, from the last call if that was for the same table and grid."""
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-        if traced or (torch.is_grad_enabled() and table.requires_grad):
+        learns = torch.is_grad_enabled() and table.requires_grad
+        if traced or learns or table.is_meta:
             return fit(table)
         key = (grid, table.device, table.dtype)
         last = self._last  # read once: another thread may replace it

@@ -44,8 +44,8 @@ def load(
             hardware multiplies it (CUDA, AVX512-BF16, AMX), else float32.
         length: how SAM's global attention adapts to another number of tokens than in training.
             None is the model's own way: that of its checkpoint, or BA-SAM's for official weights
-            (``LengthConfig()``), which changes nothing at the training length.
-            ``LengthConfig(scale="none")`` turns it off.
+            (``anyres.LengthConfig()``), which changes nothing at the training length.
+            ``anyres.LengthConfig(scale="none")`` turns it off.
         memory_limit: what encoding a picture may take beside the weights: bytes or text such as
             ``"8GB"``. None is what is available when it begins.
 

@@ -20,8 +20,9 @@ from anyres.predict.resolution import fit
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
-# Allocators hold more than what lives: measured on Linux, see docs/decisions/0008.
-_OVERHEAD, _FIXED = 1.15, 32e6
+# Allocators hold more than what lives, and half precision computes in more than its own: measured
+# on a CPU under Linux, see docs/decisions/0008.
+_OVERHEAD, _OVERHEAD_HALF, _FIXED = 1.1, 1.4, 32e6
 # Values in the blocks of attention (ops.grid_attention), whatever the size of the picture.
 _BLOCKS, _BLOCKS_ELSEWHERE = 3 * 2**20, 3 * 2**27
 
@@ -60,7 +61,8 @@ def encoding_bytes(
         dtype: that the model runs in.
         device: that it runs on.
     """
-    return int(_OVERHEAD * living_bytes(config, input_hw, dtype, device) + _FIXED)
+    overhead = _OVERHEAD if dtype.itemsize >= 4 else _OVERHEAD_HALF
+    return int(overhead * living_bytes(config, input_hw, dtype, device) + _FIXED)
 
 
 def living_bytes(
