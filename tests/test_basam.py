@@ -22,22 +22,11 @@ from anyres.ops import grid_attention
 from anyres.ops.attention import add_relative, get_rel_pos, global_attention
 from anyres.ops.length import LengthConfig, attention_scale, mobile_scale, slopes
 from anyres.predict.predictor import Predictor
+from tiny import random_encoder
 
 OFF = LengthConfig(scale="none")
 DISTANCE = LengthConfig(bias="distance", coefficient=0.7)
 LEARNED = LengthConfig(bias="distance", learnable=True)
-SMALL = ViTConfig(
-    dim=32, blocks=3, heads=2, global_blocks=(1,), window=3, patch=16, image_size=128, neck=16
-)
-
-
-def random_encoder(config=SMALL, seed=0):
-    torch.manual_seed(seed)
-    encoder = ImageEncoderViT(config).eval()
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    return encoder
 
 
 def with_length(encoder, length):
@@ -294,10 +283,9 @@ def test_attention_is_the_plain_formula(path, grid_hw, relative):
         assert (found - expected).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("path", ["folded", "blocks"], indirect=True)
 @pytest.mark.parametrize("grid_hw", [(40, 29), (20, 52)])
 def test_attention_in_float32(path, grid_hw):
-    if path == "rows":
-        pytest.skip("slow, and told by smaller grids")
     qkv, tables, penalty = inputs(grid_hw, 2, 16, torch.float32)
     found = global_attention(qkv, 2, tables, 1.1, penalty)
     assert (found - plain(qkv, 2, tables, 1.1, penalty)).abs().max() <= 1e-5

@@ -3,7 +3,6 @@
 What the adaptation does is in ``ops.length``; the encoder that does it is ``models.vit``.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -66,7 +65,7 @@ def model_config(
 def encoder_config(
     config: ViTConfig, state: Mapping[str, Tensor], prefix: str, published: bool
 ) -> ViTConfig:
-    """Official BA-SAM's encoder if the state dict has its coefficients, else SAM's as it is.
+    """Official BA-SAM's encoder if most blocks have its coefficient, else SAM's as it is.
 
     Args:
         config: SAM's encoder of the same constructor arguments.
@@ -79,8 +78,10 @@ def encoder_config(
     Raises:
         InputError: it was built for a size below 1024, where the official code crashes.
     """
-    coefficient = re.compile(re.escape(prefix) + r"blocks\.\d+\.attn\.coefficient")
-    if not any(map(coefficient.fullmatch, state)):
+    blocks = range(config.blocks)
+    found = sum(f"{prefix}blocks.{i}.attn.coefficient" in state for i in blocks)
+    # Not of just any: then what is wrong with a damaged file is said of the likelier model.
+    if 2 * found <= config.blocks:
         return config
     built_for = config.image_size
     # The scale is that of the size the model was built for, the tables may be those of another.
