@@ -97,6 +97,14 @@ def predict(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that encoding may take, such as 8GB. [dim]Default: what is free[/dim]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)
     ] = "auto",
@@ -176,7 +184,14 @@ def predict(
     from anyres.predict.load import load
 
     with common.console().status("loading the model") as status:
-        predictor = load(model, weights=weights, resolution=side, device=device, dtype=dtype)
+        predictor = load(
+            model,
+            weights=weights,
+            resolution=side,
+            device=device,
+            dtype=dtype,
+            memory_limit=memory_limit,
+        )
         loaded = time.perf_counter()
         status.update("encoding the picture")
         predictor.set_image(pixels)

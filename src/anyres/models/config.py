@@ -7,11 +7,12 @@ constructed: ``InputError`` says what contradicts what.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from anyres.errors import InputError, WeightsError
+from anyres.ops.length import LengthConfig
 
 Pad = Literal["square", "patch"]
 Positions = Literal["crop", "stretch"]
@@ -22,7 +23,11 @@ STEM_STRIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """SAM's image encoder (Kirillov et al. 2023; ViTDet backbone)."""
+    """SAM's image encoder (Kirillov et al. 2023; ViTDet backbone).
+
+    ``image_size`` is the side in pixels of the square that the tables of positions are learned on.
+    ``length`` says how global attention adapts to other sizes (BA-SAM).
+    """
 
     dim: int = 768
     blocks: int = 12
@@ -35,9 +40,14 @@ class ViTConfig:
     neck: int = 256
     absolute_positions: bool = True
     relative_positions: bool = True
+    length: LengthConfig = field(default_factory=LengthConfig)
 
     def __post_init__(self) -> None:
         _check_sizes(self, zero=("window",))
+        _check(
+            self.relative_positions or self.length.bias != "coefficient",
+            "length.bias 'coefficient' multiplies relative positions, which this encoder has not",
+        )
         _check(
             self.dim % self.heads == 0,
             f"the encoder's {self.dim} channels do not divide by its {self.heads} heads",
@@ -236,6 +246,8 @@ def typed(value: Any, kind: Any) -> Any:
             return tuple(map(typed, value, kinds))
     if kind is float and type(value) is int:
         return float(value)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        return _build(kind, value)
     if type(value) is kind:
         return value
     raise TypeError(f"{value!r} is not of type {kind.__name__ if isinstance(kind, type) else kind}")
@@ -259,11 +271,11 @@ def _build(kind: type[Any], values: Any) -> Any:
 
 def _check_sizes(config: Any, zero: tuple[str, ...] = ()) -> None:
     """Whole numbers are at least 1, those named in ``zero`` at least 0."""
-    for field in fields(config):
-        value, least = getattr(config, field.name), 0 if field.name in zero else 1
+    for each in fields(config):
+        value, least = getattr(config, each.name), 0 if each.name in zero else 1
         _check(
             not isinstance(value, int) or isinstance(value, bool) or value >= least,
-            f"{type(config).__name__}.{field.name} is {value}; it must be at least {least}",
+            f"{type(config).__name__}.{each.name} is {value}; it must be at least {least}",
         )
 
 

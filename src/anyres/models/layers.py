@@ -1,6 +1,6 @@
 """Small layers that several models share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import pairwise
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anyres.errors import InputError
 from anyres.ops.precision import wide
+from anyres.ops.threads import in_graph
 
 
 class LayerNorm2d(nn.Module):
@@ -180,3 +181,34 @@ def each(maps_BCHW: Tensor, prompts: int) -> Tensor:
 def rows(maps_BCHW: Tensor) -> Tensor:
     """(B, H * W, C): pixels as rows; a view of what is channels last in memory."""
     return maps_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class FitCache:
+    """The last fit of a table of positions to a grid, so that pictures of one size share it.
+
+    Only where no gradient is recorded. The table itself is compared, not its version: optimisers
+    and ``load_state_dict`` change weights in place, some in ways that torch does not count. Copies
+    of a model, and pickles, start empty.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Hashable, Tensor, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type["FitCache"], tuple[()]]:
+        return FitCache, ()
+
+    def __call__(self, table: Tensor, grid: Hashable, fit: Callable[[Tensor], Tensor]) -> Tensor:
+        """``fit(table)``, from the last call if that was for the same table and grid."""
+        learns = torch.is_grad_enabled() and table.requires_grad
+        if in_graph() or learns or table.is_meta:
+            return fit(table)
+        key = (grid, table.device, table.dtype)
+        last = self._last  # read once: another thread may replace it
+        if last is not None and last[0] == key and torch.equal(last[1], table):
+            return last[2]
+        # Made in inference mode, it could not take part in a later call with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            source = table.detach().clone()
+            fitted = fit(source)
+        self._last = (key, source, fitted)
+        return fitted

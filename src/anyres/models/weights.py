@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from anyres.errors import InputError, WeightsError
 from anyres.files import atomic_write
-from anyres.models import official
+from anyres.models import basam, official
 from anyres.models.build import build, build_encoder
-from anyres.models.config import DEFAULT, ModelConfig, preset
+from anyres.models.config import DEFAULT, ModelConfig, ViTConfig, preset
 from anyres.models.reading import is_safetensors, named, read_safetensors, read_state_dict
 from anyres.models.segmenter import Segmenter
 
@@ -176,7 +176,8 @@ def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segme
             f"has {wanted.encoder.blocks} with {wanted.encoder.dim}: ask for the model that the "
             f"file is of, or give weights of {wanted.name}"
         )
-    return _fill(lambda: build(wanted), state)
+    found = basam.model_config(wanted, state, prefix, published=True)
+    return _fill(lambda: build(found), state)
 
 
 def _check_wanted(found: ModelConfig, wanted: ModelConfig | None, path: str | Path) -> None:
@@ -207,7 +208,8 @@ def from_official(
         kind: ``"sam"``, ``"hrsam"`` or ``"hrsam++"``.
         state_dict: the image encoder's own (with or without a common ``image_encoder.``, or
             ``backbone.`` for HRSAM), or a whole SAM's (``image_encoder.* prompt_encoder.*
-            mask_decoder.*``). The tensors are copied.
+            mask_decoder.*``). BA-SAM's, known by their coefficients, are read as SAM's. The
+            tensors are copied.
         config: arguments of the official constructors, names and values, of the image encoder or
             by class (``{"ImageEncoderViT": {...}, "MaskDecoder": {...}}``); what is not given has
             the official default. None recognises the published models.
@@ -232,8 +234,11 @@ def from_official(
     published = official.recognise(kind, state, prefix) if config is None else None
     if whole:
         model = published or official.sam_config(config or {})
+        model = basam.model_config(model, state, prefix, published is not None)
         return _fill(lambda: build(model), state)
     encoder = published.encoder if published else official.encoder_config(kind, config or {})
+    if isinstance(encoder, ViTConfig):
+        encoder = basam.encoder_config(encoder, state, prefix, published is not None)
     return _fill(lambda: build_encoder(encoder), state, [(prefix, "")])
 
 
