@@ -17,8 +17,18 @@ from anyres.cli.main import app
 from anyres.errors import InputError
 from anyres.models.build import build_encoder
 from anyres.models.config import HRSAMConfig, ViTConfig
+from anyres.ops.length import LengthConfig
 
-TINY_VIT = ViTConfig(dim=32, blocks=2, heads=2, global_blocks=(1,), window=4, image_size=96, neck=8)
+TINY_VIT = ViTConfig(
+    dim=32,
+    blocks=2,
+    heads=2,
+    global_blocks=(1,),
+    window=4,
+    image_size=96,
+    neck=8,
+    length=LengthConfig(scale="none"),
+)
 TINY_HRSAM = HRSAMConfig(
     dim=24, blocks=2, heads=2, window=4, state=4, out_blocks=(1,), neck=8, table=4
 )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import anyres
 from anyres.clicks import as_points, next_click
-from anyres.data.datasets import FolderDataset
+from anyres.data.layouts.folder import FolderDataset
 from anyres.metrics.overlap import iou
 from anyres.models.build import build
 from anyres.models.click_maps import COLOUR_SCALES, ClickMaps, Landmarks
