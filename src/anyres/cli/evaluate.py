@@ -381,7 +381,7 @@ def _figures(report: dict[str, Any]) -> "Table":
 
     overall = report["overall"]
     shown = (
-        "objects noc80 noc85 noc90 noc95 nof95 iou1 iou3 iou5 iou20 spc"
+        "objects noc85 noc90 noc95 nof95 iou1 iou3 iou5 iou20 spc"
         if "spc" in overall
         else "objects iou dice boundary_iou mae s e_mean f_weighted ap"
     )

@@ -42,18 +42,21 @@ def draw_curves(path: Path, report: Mapping[str, Any]) -> None:
     """
     rows = [row for row in report["results"] if "problem" not in row]
     panels = {name: [row for row in rows if row["set"] == name] for name in report["sets"]}
+    figures = report["sets"]
     if len(panels) > 1:
-        panels = {"overall": rows, **panels}
+        panels = {"all sets": rows, **panels}
+        figures = {"all sets": report["overall"], **figures}
     columns = min(_COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     drawing = figure(max(6.4, 4.2 * columns), 0.6 + 3.6 * lines)
     axes = drawing.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    draw = _against_clicks if report["protocol"]["protocol"] == "clicks" else _spread
+    curves = report["protocol"]["protocol"] == "clicks"
+    draw = _against_clicks if curves else _spread
     for axis, (name, own) in zip(axes, panels.items(), strict=False):
-        draw(axis, own, "overall" if len(panels) == 1 else name, report)
+        draw(axis, own, name, figures[name])
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    axes[0].legend(loc="lower right", frameon=False, fontsize=8)
+    axes[0].legend(loc="lower right" if curves else "lower left", frameon=False, fontsize=8)
     drawing.suptitle(_title(report), fontsize=10)
     with atomic_write(path) as file:
         drawing.savefig(file, format="png")
@@ -66,7 +69,7 @@ def _title(report: Mapping[str, Any]) -> str:
 
 
 def _against_clicks(
-    axis: "Axes", rows: Sequence[Mapping[str, Any]], name: str, report: Mapping[str, Any]
+    axis: "Axes", rows: Sequence[Mapping[str, Any]], name: str, figures: Mapping[str, Any]
 ) -> None:
     """Mean and median IoU after each click, with the middle half and the middle 80 % of objects."""
     ious = np.array([row["ious"] for row in rows])
@@ -77,8 +80,7 @@ def _against_clicks(
     axis.plot(clicks, middle, color=_BLUE, lw=1, ls="--", label="median")
     axis.plot(clicks, ious.mean(0), color=_BLUE, lw=2, marker="o", ms=3, label="mean")
     axis.axhline(0.9, color=_GREY, lw=0.8, ls=":")
-    noc = (report["overall"] if name == "overall" else report["sets"][name])["noc90"]
-    said = "" if noc is None else f", NoC90 {noc:.1f}"
+    said = "" if figures["noc90"] is None else f", NoC90 {figures['noc90']:.1f}"
     axis.set(title=f"{name}: {len(rows)} objects{said}", xlabel="clicks", ylabel="IoU")
     axis.set(xlim=(0.5, len(clicks) + 0.5), ylim=(0, 1.01))
     axis.set_xticks([click for click in (1, 3, 5, 10, 15, 20) if click <= len(clicks)])
@@ -86,15 +88,17 @@ def _against_clicks(
 
 
 def _spread(
-    axis: "Axes", rows: Sequence[Mapping[str, Any]], name: str, report: Mapping[str, Any]
+    axis: "Axes", rows: Sequence[Mapping[str, Any]], name: str, figures: Mapping[str, Any]
 ) -> None:
     """Which share of objects has at least an IoU."""
     ious = np.sort([row["iou"] for row in rows])[::-1]
     share = np.arange(1, len(ious) + 1) / len(ious) * 100
+    # From IoU 0, which all objects have, to 1.
+    ious, share = np.r_[ious, 0.0], np.r_[share, 100.0]
     axis.fill_between(ious, 0, share, step="post", color=_BLUE, alpha=0.15, lw=0)
     axis.step(ious, share, where="post", color=_BLUE, lw=2, label="objects with at least this IoU")
-    axis.axvline(ious.mean(), color=_GREY, lw=1, ls="--", label="mean")
-    axis.set(title=f"{name}: {len(rows)} objects, mean {ious.mean():.3f}")
+    axis.axvline(figures["iou"], color=_GREY, lw=1, ls="--", label="mean")
+    axis.set(title=f"{name}: {len(rows)} objects, mean {figures['iou']:.3f}")
     axis.set(xlabel="IoU", ylabel="% of objects", xlim=(0, 1), ylim=(0, 101))
     _dress(axis)
 

@@ -6,7 +6,7 @@ with the truth at the picture's own size. Coordinates are pixels of the picture,
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -19,10 +19,12 @@ from anyres.clicks import Click, as_points, next_click
 from anyres.data.maps import VOID
 from anyres.errors import InputError
 from anyres.metrics.interactive import CLICKS
+from anyres.metrics.maps import opencv
 
 ProtocolName = Literal["clicks", "box", "point"]
 
 Mask = NDArray[np.bool_]
+Window = tuple[slice, slice]
 
 
 class Promptable(Protocol):
@@ -58,16 +60,57 @@ class Target:
         void: Mask = values == VOID
         self.void = void if void.any() else None
         self.area = int(np.count_nonzero(self.wanted))
+        left, top, width, height = opencv().boundingRect(self.wanted.view(np.uint8))
+        self._window: Window = slice(top, top + height), slice(left, left + width)
 
-    def iou(self, mask: Mask) -> float:
+    def near(self, mask: Mask) -> Window:
+        """Rows and columns that hold all of the object and of a mask: elsewhere nothing is wrong.
+
+        Looking there alone is what keeps small objects of large pictures cheap.
+        """
+        left, top, width, height = opencv().boundingRect(mask.view(np.uint8))
+        if not width:
+            return self._window
+        rows, columns = self._window
+        return (
+            slice(min(rows.start, top), max(rows.stop, top + height)),
+            slice(min(columns.start, left), max(columns.stop, left + width)),
+        )
+
+    def iou(self, mask: Mask, near: Window | None = None) -> float:
         """Intersection over union with a mask, void left out; 1.0 where both are empty.
 
         The same as `anyres.metrics.overlap.iou`, with what only the truth decides counted once.
+
+        Args:
+            mask: (H, W) bool.
+            near: what ``near`` said of it, if it was asked.
         """
-        common = int(np.count_nonzero(mask & self.wanted))
-        found = mask if self.void is None else mask & ~self.void
+        near = self.near(mask) if near is None else near
+        found = mask[near]
+        if self.void is not None:
+            found = found & ~self.void[near]
+        common = int(np.count_nonzero(found & self.wanted[near]))
         union = self.area + int(np.count_nonzero(found)) - common
         return common / union if union else 1.0
+
+    def next_click(self, mask: Mask, clicks: Sequence[Click], near: Window) -> Click | None:
+        """Where the annotator clicks next, as `anyres.clicks.next_click`; None if all is right.
+
+        Args:
+            mask: (H, W) bool, the answer so far.
+            clicks: those so far.
+            near: what ``near`` said of the mask.
+        """
+        top, left = near[0].start, near[1].start
+        before = [
+            (y - top, x - left, positive)
+            for y, x, positive in clicks
+            if top <= y < near[0].stop and left <= x < near[1].stop
+        ]
+        void = None if self.void is None else self.void[near]
+        click = next_click(mask[near], self.wanted[near], before, ignore=void)
+        return None if click is None else Click(click.y + top, click.x + left, click.positive)
 
     def box(self) -> tuple[int, int, int, int]:
         """The object's box, XYXY.
@@ -75,10 +118,10 @@ class Target:
         Raises:
             InputError: there is no object.
         """
-        rows, columns = (np.flatnonzero(self.wanted.any(axis=axis)) for axis in (1, 0))
-        if not len(rows):
+        if not self.area:
             raise InputError("the target is empty: there is no box around it")
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        rows, columns = self._window
+        return columns.start, rows.start, columns.stop, rows.stop
 
 
 @dataclass
@@ -155,8 +198,9 @@ def try_clicks(model: Promptable, target: Target, clicks: int) -> Trial:
     """Click ``clicks`` times on what is wrong; fewer when nothing is (HRSAM, section 4)."""
     trial = Trial(np.zeros(target.wanted.shape, np.bool_))
     logits = None
+    near = target.near(trial.mask)
     while len(trial.ious) < clicks:
-        click = next_click(trial.mask, target.wanted, trial.clicks, ignore=target.void)
+        click = target.next_click(trial.mask, trial.clicks, near)
         if click is None:
             break
         trial.clicks.append(click)
@@ -164,7 +208,8 @@ def try_clicks(model: Promptable, target: Target, clicks: int) -> Trial:
         logits = _ask(
             trial, partial(model.predict, coords, labels, mask_input=logits, multimask_output=False)
         )
-        trial.ious.append(target.iou(trial.mask))
+        near = target.near(trial.mask)
+        trial.ious.append(target.iou(trial.mask, near))
     return trial
 
 

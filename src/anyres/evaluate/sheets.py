@@ -116,7 +116,8 @@ def _square(
     if prompt is not None:
         prompt = _moved(prompt, left, top, scale)
     square = Image.new("RGB", (_TILE, _TILE), "#e8eaed")
-    square.paste(Image.fromarray(overlay(np.asarray(part), small, prompt)))
+    place = (_TILE - size[0]) // 2, (_TILE - size[1]) // 2
+    square.paste(Image.fromarray(overlay(np.asarray(part), small, prompt)), place)
     return square
 
 
