@@ -1,4 +1,4 @@
-"""``anyres evaluate`` and ``anyres compare``: score a model on a data set; compare two scores."""
+"""``anyres evaluate``: score a model on a data set."""
 
 import shlex
 import sys
@@ -39,13 +39,6 @@ A run that was stopped goes on when the same command is given again.
 """
 
 _MODEL, _DATA, _PROTOCOL, _RUN, _OUTPUT = "Model", "Data", "Protocol", "Run", "Output"
-
-COMPARE_EXAMPLES = """[bold]Examples[/bold]
-
-  anyres compare out/grabcut.json out/default.json
-
-  anyres compare before.json after.json --json difference.json
-"""
 
 
 def evaluate(
@@ -245,37 +238,6 @@ def evaluate(
     _account(report, [str(path) for path in (out, csv, plots) if path is not None])
 
 
-def compare(
-    a: Annotated[Path, typer.Argument(help="A report of 'anyres evaluate'.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Another, on the same data.", metavar="B")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
-    json: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH|-", help="The differences for programs; '-' is stdout."),
-    ] = None,
-) -> None:
-    """Compare two evaluations object by object: B minus A, and the interval it lies in.
-
-    The interval holds the difference in 95 % of 10,000 resamples of the objects (a paired
-    bootstrap). Where it leaves out 0 the difference is marked as clear.
-    """
-    from anyres.evaluate.compare import compare as differences
-    from anyres.evaluate.report import read
-
-    common.check_outputs({"--json": common.json_file(json)}, {"A": a, "B": b})
-    found = differences(read(a), read(b), seed=seed)
-    common.write_json({"a": str(a), "b": str(b), **found}, json)
-    console = common.console()
-    if not found["same_data"] or found["only_a"] or found["only_b"]:
-        console.print(
-            f"not the same objects: {found['objects']} common ones are compared, "
-            f"{found['only_a']} are in A alone, {found['only_b']} in B alone"
-        )
-    console.print(_differences(f"{b} minus {a}", found["overall"], found["objects"]))
-    if len(found["sets"]) > 1:
-        console.print(f"--json has the same for each of {len(found['sets'])} sets")
-
-
 def _check_outputs(
     out: Path | None, csv: Path | None, plots: Path | None, weights: Path | None
 ) -> None:
@@ -389,29 +351,13 @@ def _figures(report: dict[str, Any]) -> "Table":
     table = Table("set", *names, box=None, pad_edge=False, header_style="bold")
     sets = report["sets"]
     for title, figures in [*sets.items()] if len(sets) > 1 else []:
-        table.add_row(title, *(_number(name, figures[name]) for name in names))
+        table.add_row(title, *(number(name, figures[name]) for name in names))
     name = "overall" if len(sets) > 1 else next(iter(sets))
-    table.add_row(name, *(_number(name, overall[name]) for name in names))
+    table.add_row(name, *(number(name, overall[name]) for name in names))
     return table
 
 
-def _differences(title: str, figures: dict[str, dict[str, Any]], objects: int) -> "Table":
-    from rich.table import Table
-
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=f"{title}, {objects} objects"
-    )
-    for heading in ("figure", "A", "B", "B - A", "95 % of resamples", ""):
-        table.add_column(heading, justify="left" if heading in ("figure", "") else "right")
-    for name, row in figures.items():
-        cells = [_number(name, row[key]) for key in ("a", "b")]
-        moves = [_number(name, row[key], "+") for key in ("difference", "low", "high")]
-        clear = "clear" if row["clear"] else ""
-        table.add_row(name, *cells, moves[0], f"{moves[1]} to {moves[2]}", clear)
-    return table
-
-
-def _number(name: str, value: float | None, sign: str = "") -> str:
+def number(name: str, value: float | None, sign: str = "") -> str:
     """A figure with as many digits as it deserves."""
     if value is None:
         return "-"
