@@ -6,7 +6,7 @@ Plain folders and published layouts look alike: ``open_dataset`` gives the objec
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.images import read_image
-from anyres.data.index import Found, Indexed, index, read_maps
+from anyres.data.layouts.annotated import Annotations
+from anyres.data.layouts.index import Found, Indexed, Reader, index, read_maps
 from anyres.data.layouts.listing import FOLDER, Pair, Place, Problem, find_places, pairs_of
 from anyres.data.layouts.published import LAYOUTS, SYNONYMS
 from anyres.data.maps import VOID, Kind, Meaning, Objects, read_objects
@@ -62,8 +63,8 @@ class Dataset:
         name: the folder's name, or the layout's.
         objects: in the order of their pictures' names; those of a picture are neighbours.
         problems: pictures and masks that cannot be used.
-        fingerprint: SHA-256 over what the files hold, which objects are counted, and the rule for
-            void. Two data sets of one fingerprint are the same wherever they lie.
+        fingerprint: SHA-256 over what the files hold, the keys of the objects that are counted, and
+            the rule for void: a copy elsewhere has the same one.
     """
 
     def __init__(
@@ -72,13 +73,15 @@ class Dataset:
         objects: tuple[ObjectRef, ...],
         problems: tuple[Problem, ...],
         fingerprint: str,
-        void: VoidRule = "background",
+        void: VoidRule,
+        annotations: Mapping[Path, Annotations],
     ) -> None:
         self.name = name
         self.objects = objects
         self.problems = problems
         self.fingerprint = fingerprint
         self._void = void
+        self._annotations = annotations
         self._last: tuple[Path, Objects] | None = None
 
     def __len__(self) -> int:
@@ -106,12 +109,21 @@ class Dataset:
         Raises:
             InputError: it cannot be read any more, or the file has changed.
         """
-        objects = self._map(ref)
-        if ref._label >= len(objects):
-            raise InputError(f"{ref._source} has changed: object {ref.key} is gone; open it anew")
-        target = objects.target(ref._label)
-        if self._void == "background":
-            target[target == VOID] = 0
+        void = None
+        if ref._source in self._annotations:
+            mask = self._annotations[ref._source].mask(ref._label, ref.size_hw)
+        else:
+            objects = self._map(ref)
+            mask = objects.mask(ref._label) if ref._label < len(objects) else np.zeros(0, np.bool_)
+            void = objects.void
+        if np.count_nonzero(mask) != ref.area:
+            raise InputError(
+                f"{ref._source} has changed: {ref.key} is another object now; "
+                "open the data set anew"
+            )
+        target = mask.astype(np.uint8)
+        if void is not None and self._void == "ignore":
+            target[void] = VOID
         return target
 
     def _map(self, ref: ObjectRef) -> Objects:
@@ -151,7 +163,8 @@ def open_dataset(
         largest: objects above this share are left out. None is 0.95, and 1 in those sets.
         void: pixels that belong to nobody are ``background``, as in papers, or ``ignore``.
         strict: whether a missing or damaged file is an error. Else it is one of the ``problems``.
-        on_progress: is told (pictures read, of how many) when reading takes longer than 2 s.
+        on_progress: is told (pictures read, of how many to read in this part) when reading takes
+            longer than 2 s.
 
     Raises:
         InputError: no such folder, layout, part or kind; bounds that exclude everything; no object
@@ -169,13 +182,21 @@ def open_dataset(
     low, high = _bounds(layout, smallest, largest)
     progress = _patient(on_progress)
     objects: list[ObjectRef] = []
+    annotations: dict[Path, Annotations] = {}
     digest = hashlib.sha256(f"{void}\n".encode())
     for place in places:
         if layout == FOLDER:
             place = replace(place, part=replace(place.part, meaning=kind))
-        pairs, missing = pairs_of(place)
-        problems += missing
-        entries = _indexed(place, pairs, progress)
+        reader: Reader
+        if place.annotated:
+            annotations[place.masks] = Annotations(place)
+            pairs, reader = annotations[place.masks].pairs, annotations[place.masks].find
+        else:
+            pairs, missing = pairs_of(place)
+            problems += missing
+            reader = partial(read_maps, meaning=place.part.meaning)
+        cache = f"{place.images.resolve()}\n{place.masks.resolve()}\n{place.part.meaning}"
+        entries = index(pairs, reader, cache, progress)
         for pair, entry in zip(pairs, entries, strict=True):
             if entry.problem is not None:
                 problems.append(Problem(place.part.name, Path(entry.problem[0]), entry.problem[1]))
@@ -188,7 +209,7 @@ def open_dataset(
     if not objects:
         first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
         raise InputError(f"{root} has no object of {low:.1%} to {high:.1%} of its picture{first}")
-    return Dataset(name, tuple(objects), tuple(problems), digest.hexdigest(), void)
+    return Dataset(name, tuple(objects), tuple(problems), digest.hexdigest(), void, annotations)
 
 
 def _bounds(layout: str, smallest: float | None, largest: float | None) -> tuple[float, float]:
@@ -201,15 +222,6 @@ def _bounds(layout: str, smallest: float | None, largest: float | None) -> tuple
             "the bounds are shares from 0 to 1, the smallest first"
         )
     return low, high
-
-
-def _indexed(
-    place: Place, pairs: list[Pair], on_progress: Callable[[int, int], None] | None
-) -> list[Indexed]:
-    meaning = place.part.meaning
-    cache = f"{place.images.resolve()}\n{place.masks.resolve()}\n{meaning}"
-    reader = partial(read_maps, meaning=meaning)
-    return index(pairs, reader, cache, on_progress)
 
 
 def _refs(place: Place, pair: Pair, entry: Indexed, low: float, high: float) -> list[ObjectRef]:

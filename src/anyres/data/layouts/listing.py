@@ -163,7 +163,7 @@ def pairs_of(place: Place) -> tuple[list[Pair], list[Problem]]:
     ]
     if place.images != place.masks and place.masks.is_dir() and not part.without:
         problems += [
-            Problem(part.name, path, "is a mask without a picture")
+            Problem(part.name, path, _unused(part, path))
             for path in sorted(place.masks.iterdir())
             if path not in used
             and path.suffix.lower() in IMAGE_SUFFIXES
@@ -178,6 +178,13 @@ def pairs_of(place: Place) -> tuple[list[Pair], list[Problem]]:
     return pairs, problems
 
 
+def _unused(part: Part, path: Path) -> str:
+    plain = part.meaning not in ("drawn", "bright", "trimap")
+    if plain and path.suffix.lower() != ".png":
+        return "is no PNG file, as the masks of a plain folder are"
+    return "is a mask without a picture"
+
+
 def _published(place: Place) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
     part = place.part
     mixed = place.images == place.masks
@@ -190,9 +197,7 @@ def _published(place: Place) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
     masks: dict[str, list[Path]] = {}
     for path in sorted(place.masks.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not (mixed and path.suffix.lower() in _JPEG):
-            masks.setdefault(re.sub(r"#\d+$", "", path.stem), []).append(path)
-    matched = {
-        image: tuple(path for end in part.endings for path in masks.get(image.stem + end, ()))
-        for image in images
-    }
+            for stem in {path.stem, re.sub(r"#\d+$", "", path.stem)}:
+                masks.setdefault(stem, []).append(path)
+    matched = {image: tuple(masks.get(image.stem + part.ending, ())) for image in images}
     return matched, {path for maps in matched.values() for path in maps}

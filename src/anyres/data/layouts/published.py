@@ -21,14 +21,14 @@ class Part:
             are one folder, JPEG files are the pictures and PNG files the masks. For annotations
             in COCO's format, (folder of pictures, JSON file).
         meaning: what the masks' values mean.
-        endings: what may follow a picture's stem in its mask's; ``#`` and digits always may.
+        ending: what follows a picture's stem in its mask's; ``#`` and digits may come after it.
         without: pictures whose names start so are left out.
     """
 
     name: str
     places: tuple[tuple[str, str], ...]
     meaning: Meaning = "bright"
-    endings: tuple[str, ...] = ("",)
+    ending: str = ""
     without: str = ""
 
 
@@ -88,7 +88,7 @@ def _isic(split: str) -> Part:
     return Part(
         f"ISIC2018-{split.lower()}",
         ((f"ISIC2018_Task1-2_{split}_Input", f"ISIC2018_Task1_{split}_GroundTruth"),),
-        endings=("_segmentation",),
+        ending="_segmentation",
     )
 
 

@@ -1,6 +1,7 @@
 """What is in a data set: every picture and map read once, the outcome kept in the cache folder.
 
-A picture's entry holds its size, its objects with their areas, and a checksum of its files. It is made anew when a file's name, size or time of change is another one.
+A picture's entry holds its size, its objects with their areas, and a checksum of its files. It is
+made anew when a file's name, size or time of change is another one.
 """
 
 import contextlib
@@ -74,7 +75,7 @@ def read_maps(pair: Pair, size_hw: tuple[int, int], meaning: Meaning) -> tuple[l
     for source, path in enumerate(pair.maps):
         objects = read_objects(path, meaning, size_hw)
         areas = np.bincount(objects.labels.ravel(), minlength=len(objects) + 1)[1:]
-        if not len(objects) and objects.void is None:
+        if not len(objects) and meaning not in ("instance", "class"):
             raise InputError(f"{path} is empty: it has no object")
         classes = meaning == "class"
         found += [
