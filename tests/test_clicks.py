@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -113,6 +113,7 @@ def _grain(rng, shape, size):
     st.sampled_from([1.0, 1.05, 1.7, 4.0, -1.0]),
     st.booleans(),
 )
+@example(3419484745, 165, 125, 7, 1.05, True)  # a tie but for OpenCV's last bit
 def test_shortcuts_change_nothing(seed, height, width, size, k, drawn):
     rng = np.random.default_rng(seed)
     pred = _grain(rng, (height, width), size)
@@ -130,25 +131,9 @@ def test_shortcuts_change_nothing(seed, height, width, size, k, drawn):
     generators = [np.random.default_rng(1) if drawn else None for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clicks, "_LARGE", 0)
+        patch.setattr(clicks, "_TILE", 8)
         found = next_click(pred, target, earlier, k=k, rng=generators[0], ignore=ignore)
     assert found == _uncropped(pred, target, earlier, k, generators[1], ignore)
-
-
-def test_thin_distances_are_exact(monkeypatch):
-    monkeypatch.setattr(clicks, "_LARGE", 0)
-    rng = np.random.default_rng(0)
-    seen = set()
-    for share in (0.3, 0.5, 0.7, 0.8):
-        mask = rng.random((90, 60)) < share
-        thin = clicks._thin(mask.view(np.uint8), clicks._box(mask.view(np.uint8)))
-        if thin is None:
-            continue
-        exact, _ = error_regions(np.zeros_like(mask), mask)
-        np.testing.assert_array_equal(thin.distance, exact.distance)
-        assert thin.largest == exact.largest
-        seen.add(round(thin.largest**2))
-    assert len(seen) > 1
-    assert clicks._thin(np.ones((9, 9), np.uint8), (0, 0, 9, 9)) is None
 
 
 def test_clicking_on_ends_with_the_truth():

@@ -82,24 +82,19 @@ def _extended(error: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[
     margin = WINDOW // 2
     box = np.ones((WINDOW, WINDOW), np.uint8)
     near = cv2.dilate(inside.view(np.uint8), box).view(np.bool_) & ~inside
-    padded = np.pad(inside, 2 * margin).ravel()
-    values = np.pad(error, 2 * margin).ravel()
-    stride = error.shape[1] + 4 * margin
-    y, x = np.nonzero(near)
-    open_places = (y + 2 * margin) * stride + x + 2 * margin
-    pending = np.arange(len(y))
-    found = np.zeros(len(y), np.float32)
-    # A pixel of the window's corner is at most so far from the object's pixel in its middle.
+    width = 2 * margin  # so that no step leaves the padded map
+    known, values = np.pad(inside, width).ravel(), np.pad(error, width).ravel()
+    extended, stride = values.copy(), error.shape[1] + 2 * width
+    places = np.flatnonzero(np.pad(near, width))
+    # A pixel in the corner of a window is at most so far from the object's pixel in its middle.
     for dy, dx in _nearest_first(2 * margin**2):
-        there = open_places + (dy * stride + dx)
-        hit = padded[there]
-        found[pending[hit]] = values[there[hit]]
-        pending, open_places = pending[~hit], open_places[~hit]
-        if not len(pending):
+        there = places + (dy * stride + dx)
+        hit = known[there]
+        extended[places[hit]] = values[there[hit]]
+        places = places[~hit]
+        if not len(places):
             break
-    extended = error.copy()
-    extended[y, x] = found
-    return extended
+    return extended.reshape(-1, stride)[width:-width, width:-width]
 
 
 def _nearest_first(limit: int) -> list[tuple[int, int]]:
