@@ -117,9 +117,7 @@ def test_bound_adds_up(monkeypatch):
 
 def test_by_turns():
     calls = []
-    timings = measure.by_turns(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, lambda: None
-    )
+    timings = measure.by_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
     assert calls == ["a", "b"] * (measure.ROUNDS + 1)
     assert set(timings) == {"a", "b"}
     assert Timing.of([3.0, 1.0, 2.0]) == Timing(2.0, 1.0, 3.0)
@@ -127,7 +125,6 @@ def test_by_turns():
 
 
 def test_scan_share_is_a_part_of_the_whole():
-    subject = Subject.named("hrsam_ti")
     encoder = build_encoder(TINY_HRSAM).eval()
     pixels = torch.randn(1, 3, 64, 64)
     calls = 0
@@ -140,7 +137,6 @@ def test_scan_share_is_a_part_of_the_whole():
 
     assert measure.scan_seconds(run_once).median > 0
     assert calls == measure.ROUNDS
-    assert subject.config.name == "hrsam_ti"
 
 
 def test_figures():
@@ -185,23 +181,27 @@ def test_memory_sees_what_is_taken(monkeypatch):
         return encode
 
     monkeypatch.setattr(memory, "encode_call", greedy)
-    found = memory.peak(Subject.named("default"), (512, 512), "float32")
+    found = memory.peak(Subject.named("default", "float32"), (512, 512))
     assert 0.9 * taken < found < 1.2 * taken
 
 
 def test_names():
-    assert Subject.named("hrsam_ti/cycles=1").config.encoder.cycles == 1
-    assert Subject.named("stock").is_baseline
+    one = Subject.named("hrsam_ti/cycles=1/float32", "bfloat16")
+    assert (one.name, one.dtype_name) == ("hrsam_ti/cycles=1", "float32")
+    assert one.config.encoder.cycles == 1
+    assert Subject.named("hrsam_ti", "bfloat16").dtype == torch.bfloat16
+    stock_sam = Subject.named("stock", "bfloat16")
+    assert (stock_sam.is_baseline, stock_sam.dtype) == (True, torch.float32)
     for name, message in (("sam_vit_b/cycles=1", "has no cycle-scan"), ("sam", "no model is cal")):
         with pytest.raises(InputError, match=message):
-            Subject.named(name)
+            Subject.named(name, "auto")
 
 
 def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setattr(run, "available_bytes", lambda: 10**9)
     monkeypatch.setattr(memory, "can_measure", lambda: False)
     results = Results({})
-    run.run(["stock"], [(1024, 1024)], ["float32"], results, lambda *_: None)
+    run.run(["stock"], [(1024, 1024)], "auto", results, lambda *_: None)
     assert results.cells[0].encoder is None
     assert results.cells[0].note == "does not fit: needs 2 GB, 1 GB are free"
 
@@ -228,10 +228,10 @@ def test_command(tmp_path, monkeypatch):
 def test_interrupted(tmp_path, monkeypatch):
     done = run._measure_size
 
-    def second_stops(subjects, size, dtypes, results):
+    def second_stops(subjects, size, results):
         if size[0] > 64:
             raise KeyboardInterrupt
-        yield from done(subjects, size, dtypes, results)
+        yield from done(subjects, size, results)
 
     monkeypatch.setattr(run, "_measure_size", second_stops)
     monkeypatch.setattr(measure, "ROUNDS", 3)

@@ -1,9 +1,10 @@
 """Times: by turns, so that what disturbs one disturbs all, and the median of several rounds."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from anyres.benchmark.products import bound_seconds, encoder_products
 from anyres.benchmark.subjects import Subject, encode_call
 from anyres.models.segmenter import Segmenter
 from anyres.predict.predictor import Predictor
+
+K = TypeVar("K", bound=Hashable)
 
 ROUNDS = 5
 LONG = 20.0  # seconds; what takes longer is measured three times
@@ -39,23 +42,14 @@ class Timing:
         return (self.median - self.least) / self.median
 
 
-def by_turns(calls: dict[str, Callable[[], object]], tick: Callable[[], None]) -> dict[str, Timing]:
-    """Time each call several times, all of them in each round, after one call to warm up.
-
-    Args:
-        calls: by name.
-        tick: called after each single call.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    warm: dict[str, float] = {}
-    for name, call in calls.items():
-        warm[name] = _seconds(call)
-        tick()
+def by_turns(calls: Mapping[K, Callable[[], object]]) -> dict[K, Timing]:
+    """Time each call several times, all of them in each round, after one call to warm up."""
+    times: dict[K, list[float]] = {name: [] for name in calls}
+    warm = {name: _seconds(call) for name, call in calls.items()}
     for turn in range(ROUNDS):
         for name, call in calls.items():
             if turn < 3 or warm[name] < LONG:
                 times[name].append(_seconds(call))
-                tick()
     return {name: Timing.of(each) for name, each in times.items()}
 
 

@@ -20,9 +20,9 @@ def can_measure() -> bool:
     return _CLEAR.exists()
 
 
-def measure(subject: Subject, size_hw: tuple[int, int], dtype: str) -> int | None:
+def measure(subject: Subject, size_hw: tuple[int, int]) -> int | None:
     """Peak in bytes; None if the process was killed, as it is where memory runs out."""
-    words = [subject.name, *map(str, size_hw), dtype]
+    words = [subject.name, *map(str, size_hw), subject.dtype_name]
     command = [sys.executable, "-m", "anyres.benchmark.memory", *words]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode < 0:
@@ -40,9 +40,9 @@ def _status(name: str) -> int:
 
 
 @torch.no_grad()
-def peak(subject: Subject, size_hw: tuple[int, int], dtype: str) -> int:
+def peak(subject: Subject, size_hw: tuple[int, int]) -> int:
     """Bytes that encoding adds at its highest, in this process."""
-    model = make_model(subject, dtype)
+    model = make_model(subject)
     encode, kind = encode_call(subject, model), model.dtype
     # Kernels are compiled and libraries set up with a picture of a few tokens.
     encode(torch.zeros(1, 3, 256, 256, dtype=kind))
@@ -55,4 +55,4 @@ def peak(subject: Subject, size_hw: tuple[int, int], dtype: str) -> int:
 
 if __name__ == "__main__":
     name, height, width, precision = sys.argv[1:]
-    print(peak(Subject.named(name), (int(height), int(width)), precision))  # noqa: T201
+    print(peak(Subject.named(name, precision), (int(height), int(width))))  # noqa: T201

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Results:
 def run(
     models: Sequence[str],
     sizes: Sequence[Size],
-    dtypes: Sequence[str],
+    dtype: str,
     results: Results,
     report: Report,
 ) -> None:
@@ -85,14 +85,14 @@ def run(
     Args:
         models: names for ``Subject.named``.
         sizes: heights and widths in pixels.
-        dtypes: ``float32`` or ``bfloat16``; ``stock`` is measured once, in float32.
+        dtype: precision of models whose name has none.
         results: receives each cell when it is done, sizes from small to large.
         report: told what comes next and the share that is done.
 
     Raises:
         InputError: an unknown model, or a size that is no multiple of its patch.
     """
-    subjects = [Subject.named(name) for name in dict.fromkeys(models)]
+    subjects = list(dict.fromkeys(Subject.named(name, dtype) for name in models))
     sizes = sorted(dict.fromkeys(sizes), key=lambda size: size[0] * size[1])
     for subject in subjects:
         _check(subject, sizes)
@@ -100,7 +100,7 @@ def run(
     done = 0.0
     for size in sizes:
         share = size[0] * size[1] / total
-        for step, text in _measure_size(subjects, size, dtypes, results):
+        for step, text in _measure_size(subjects, size, results):
             report(text, done + share * step)
         done += share
     results.complete = True
@@ -116,63 +116,42 @@ def _check(subject: Subject, sizes: Sequence[Size]) -> None:
 
 
 def _measure_size(
-    subjects: list[Subject], size: Size, dtypes: Sequence[str], results: Results
+    subjects: list[Subject], size: Size, results: Results
 ) -> Iterator[tuple[float, str]]:
     """Yields (share of this size done, what comes next)."""
     name = f"{size[0]}x{size[1]}"
-    pairs = [
-        (subject, dtype)
-        for subject in subjects
-        for dtype in (["float32"] if subject.is_baseline else dtypes)
-    ]
-    fits, cells = [], []
-    for subject, dtype in pairs:
-        note = _does_not_fit(subject, size)
-        if note:
-            cells.append(Cell(subject.name, *size, dtype, note=note))
-        else:
-            fits.append((subject, dtype))
+    notes = {subject: _does_not_fit(subject, size) for subject in subjects}
+    fits = [subject for subject in subjects if not notes[subject]]
     yield 0.0, f"{name}: encoders by turns"
-    models = {(s.name, dtype): make_model(s, dtype) for s, dtype in fits}
-    calls = {
-        f"{s.name} {dtype}": measure.encode_once(s, models[s.name, dtype], size)
-        for s, dtype in fits
-    }
-    timings = measure.by_turns(dict(calls), lambda: None)
-    for i, (subject, dtype) in enumerate(fits):
-        key = f"{subject.name} {dtype}"
-        yield (i + 1) / (len(fits) + 1), f"{name}: {key}"
-        model, call = models.pop((subject.name, dtype)), calls.pop(key)
-        cells.append(_cell(subject, dtype, size, model, call, timings[key]))
+    models = {subject: make_model(subject) for subject in fits}
+    calls = {subject: measure.encode_once(subject, models[subject], size) for subject in fits}
+    timings = measure.by_turns(calls)
+    cells = []
+    for i, subject in enumerate(subjects):
+        yield (i + 1) / (len(subjects) + 1), f"{name}: {subject.name} {subject.dtype_name}"
+        if notes[subject]:
+            cells.append(Cell(subject.name, *size, subject.dtype_name, note=notes[subject]))
+        else:
+            model, call = models.pop(subject), calls.pop(subject)
+            cells.append(_cell(subject, size, model, call, timings[subject]))
     results.cells += cells
 
 
 def _cell(
-    subject: Subject,
-    dtype: str,
-    size: Size,
-    model: Segmenter,
-    call: Callable[[], None],
-    timing: measure.Timing,
+    subject: Subject, size: Size, model: Segmenter, call: Callable[[], None], timing: measure.Timing
 ) -> Cell:
     """The rest about one model, now that its encoder has been timed."""
+    peak = memory.measure(subject, size) if memory.can_measure() else None
+    cell = Cell(subject.name, *size, subject.dtype_name, timing, peak_memory=peak)
     if subject.is_baseline:
-        return Cell(subject.name, *size, dtype, timing, peak_memory=_peak(subject, size, dtype))
+        return cell
     has_scan = hasattr(subject.config.encoder, "cycles")
-    return Cell(
-        subject.name,
-        *size,
-        dtype,
-        timing,
+    return replace(
+        cell,
         gemm=measure.gemm_bound(subject, size, model.dtype),
         scan=measure.scan_seconds(call) if has_scan else None,
         clicks=measure.click_times(model, size, timing.median),
-        peak_memory=_peak(subject, size, dtype),
     )
-
-
-def _peak(subject: Subject, size: Size, dtype: str) -> int | None:
-    return memory.measure(subject, size, dtype) if memory.can_measure() else None
 
 
 def _does_not_fit(subject: Subject, size: Size) -> str:

@@ -20,51 +20,64 @@ from anyres.predict.load import put
 
 STOCK = "stock"  # SAM ViT-B, eager, float32, whole score matrices
 ONE_CYCLE = "/cycles=1"
+FLOAT32 = "/float32"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure: a preset, one with another number of cycles, or ``stock``."""
+    """A model to measure in a precision: a preset, a variant of one, or ``stock``."""
 
     name: str
     config: ModelConfig
+    dtype: torch.dtype
 
     @classmethod
-    def named(cls, name: str) -> "Subject":
-        """Read ``PRESET``, ``PRESET/cycles=1`` or ``stock``.
+    def named(cls, text: str, dtype: str) -> "Subject":
+        """Read ``PRESET``, ``PRESET/cycles=1``, either with ``/float32``, or ``stock``.
+
+        Args:
+            text: what to read; ``stock`` is float32 without saying so.
+            dtype: precision of what names none: ``auto``, ``float32`` or ``bfloat16``.
 
         Raises:
-            InputError: there is no such preset, or it has no cycles.
+            InputError: there is no such preset, it has no cycles, or the precision is unknown.
         """
+        name = text.removesuffix(FLOAT32)
+        is_float32 = name != text or name == STOCK
+        kind = resolve_dtype("float32" if is_float32 else dtype, "cpu")
         if name == STOCK:
-            return cls(name, preset("sam_vit_b"))
+            return cls(name, preset("sam_vit_b"), kind)
         config = preset(name.removesuffix(ONE_CYCLE))
         if name.endswith(ONE_CYCLE):
             encoder = config.encoder
             if not isinstance(encoder, HRSAMConfig):
                 raise InputError(f"{config.name} has no cycle-scan: {name} cannot be made")
             config = replace(config, encoder=replace(encoder, cycles=1))
-        return cls(name, config)
+        return cls(name, config, kind)
 
     @property
     def is_baseline(self) -> bool:
         """Whether it is there to compare with."""
         return self.name == STOCK
 
+    @property
+    def dtype_name(self) -> str:
+        """The precision in a word."""
+        return str(self.dtype).removeprefix("torch.")
 
-def make_model(subject: Subject, dtype: str) -> Segmenter:
-    """A model ready to run, in the precision asked for; ``stock`` always in float32.
+
+def make_model(subject: Subject) -> Segmenter:
+    """A model ready to run.
 
     Presets that ship no weights get random ones: how long they take does not depend on them.
     """
-    kind = torch.float32 if subject.is_baseline else resolve_dtype(dtype, "cpu")
     if subject.name == EMBEDDED:
         with embedded_weights() as path:
-            return put(read_checkpoint(path), torch.device("cpu"), kind).eval()
+            return put(read_checkpoint(path), torch.device("cpu"), subject.dtype).eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(subject.config)
-    return put(model, torch.device("cpu"), kind).eval()
+    return put(model, torch.device("cpu"), subject.dtype).eval()
 
 
 def encode_call(subject: Subject, model: Segmenter) -> Callable[[Tensor], Tensor]:

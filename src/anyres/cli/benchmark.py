@@ -17,12 +17,13 @@ The embedded model beside SAM as people run it, up to 2048 x 2048:
 
   anyres benchmark
 
-Two models in both precisions, with a picture of time and memory:
+Others, one of them in both precisions, with a picture of time and memory:
 
-  anyres benchmark --models hrsam_ti,stock --dtype float32,bfloat16 --plot out/speed.png
+  anyres benchmark --models hrsam_ti,hrsam_ti/float32,hrsam_b,stock --plot out/speed.png
 
-Models are presets (random weights where none ship), a preset with [bold]/cycles=1[/bold], or
-[bold]stock[/bold]: SAM ViT-B in float32 with whole score matrices, as people run it.
+Models are presets (with random weights where none ship), or [bold]stock[/bold]: SAM ViT-B in
+float32 with whole score matrices, as people run it. A preset may have [bold]/cycles=1[/bold] and
+[bold]/float32[/bold] behind it.
 """
 
 
@@ -34,7 +35,7 @@ def benchmark(
         str, typer.Option(metavar="N,HxW", help="Sides of squares, or heights and widths.")
     ] = "512,1024,2048",
     dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16, or several with commas.")
+        str, typer.Option(help="auto, float32 or bfloat16, where a model names none.")
     ] = "auto",
     json: Annotated[
         Path | None, typer.Option(metavar="PATH|-", help="All numbers; '-' is stdout.")
@@ -55,7 +56,7 @@ def benchmark(
     wanted = [name for name in models.split(",") if name]
     if not wanted:
         raise InputError("--models names none; give presets with commas between")
-    results, stopped = _measure(wanted, _sizes(sizes), _dtypes(dtype))
+    results, stopped = _measure(wanted, _sizes(sizes), dtype)
     if str(json) != common.STDOUT:
         _print(results)
     common.write_json(_report(results), json)
@@ -81,18 +82,9 @@ def _sizes(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _dtypes(text: str) -> list[str]:
-    from anyres.ops.precision import resolve_dtype
-
-    kinds = [resolve_dtype(word, "cpu") for word in text.split(",")]
-    return list(dict.fromkeys(str(kind).removeprefix("torch.") for kind in kinds))
-
-
-def _measure(
-    models: list[str], sizes: list[tuple[int, int]], dtypes: list[str]
-) -> "tuple[Results, bool]":
+def _measure(models: list[str], sizes: list[tuple[int, int]], dtype: str) -> "tuple[Results, bool]":
     """The results, and whether it was stopped before the end."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from anyres.benchmark.run import Results, busy, describe_machine, run
 
@@ -103,7 +95,12 @@ def _measure(
             f"[yellow]the machine is busy (load {results.machine['load']}): "
             "figures will be too high[/yellow]"
         )
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
     stopped = False
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=1.0)
@@ -111,7 +108,7 @@ def _measure(
             run(
                 models,
                 sizes,
-                dtypes,
+                dtype,
                 results,
                 lambda text, share: progress.update(task, description=text, completed=share),
             )
