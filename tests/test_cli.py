@@ -140,6 +140,57 @@ def test_the_answer_is_that_of_the_library(run, folder, weights):
     assert np.array_equal(np.array(Image.open("cat_mask.png")) > 0, masks[0])
 
 
+@pytest.mark.parametrize("name", ["coco", "labelme", "geojson", "yolo", "sa1b"])
+def test_the_mask_in_other_formats(run, folder, weights, name):
+    from anyres.data.formats import coco, geojson, labelme, yolo
+
+    readers = {
+        "coco": lambda path: coco.read_coco(path)[0],
+        "labelme": labelme.read_labelme,
+        "geojson": geojson.read_geojson,
+        "sa1b": coco.read_sa1b,
+        "yolo": lambda path: yolo.read_yolo(
+            path, image="cat.png", size_hw=(40, 60), classes=["object"]
+        ),
+    }
+    pytest.importorskip("cv2")
+    pytest.importorskip("pycocotools")
+    prompt = ("predict", "cat.png", "--point", "30,20", "--weights", weights)
+    assert run(*prompt)[0] == 0
+    mask = np.array(Image.open("cat_mask.png")) > 0
+    assert mask.any()
+    code, out, err = run(*prompt, "--format", name, "--json", "-")
+    assert (code, json.loads(out)["format"]) == (0, name)
+    written = folder / json.loads(out)["output"]
+    assert written.name in err
+    read = readers[name](written)
+    (found,) = read.annotations
+    np.testing.assert_array_equal(found.mask, mask)
+    assert read.image == "cat.png"
+    if name != "yolo":
+        assert found.score == json.loads(out)["score"]
+
+
+def test_the_format_follows_the_ending_and_labelme_finds_the_picture(run, folder, weights):
+    pytest.importorskip("cv2")
+    (folder / "out").mkdir()
+    prompt = ("predict", "cat.png", "--point", "30,20", "--weights", weights)
+    assert run(*prompt, "-o", "out/a.geojson")[0] == 0
+    assert json.loads((folder / "out" / "a.geojson").read_text())["image"] == "cat.png"
+    assert run(*prompt, "-o", "out/a.json", "--format", "labelme")[0] == 0
+    stored = json.loads((folder / "out" / "a.json").read_text())
+    assert (folder / "out" / stored["imagePath"]).resolve() == (folder / "cat.png").resolve()
+
+
+def test_a_format_without_its_package_is_told_before_the_model_is_loaded(run, folder, monkeypatch):
+    monkeypatch.setattr("anyres.predict.load.load", lambda *a, **k: pytest.fail("too late"))
+    for package, name in (("pycocotools", "coco"), ("cv2", "geojson")):
+        monkeypatch.setitem(sys.modules, package, None)
+        code, _, err = run("predict", "cat.png", *CLICK, "--format", name)
+        assert (code, "anyres[eval]" in err) == (1, True)
+    assert _left(folder) == ["cat.png"]
+
+
 @pytest.fixture
 def odd_files(folder):
     """Files that are no pictures, and pictures that do not fit."""
@@ -197,7 +248,7 @@ CLICK = ["--point", "30,20"]
         (["cat.png", *CLICK, "--dtype", "float8"], 2, "float8"),
         (["cat.png", *CLICK, "--dtype", "float16", "--device", "cpu"], 2, "float16"),
         (["cat.png", *CLICK, "--stretch", "wide"], 2, "wide"),
-        (["cat.png", *CLICK, "--format", "png"], 2, "--format"),
+        (["cat.png", *CLICK, "--formats", "png"], 2, "--formats"),
         # Where outputs go: 2
         (["cat.png", *CLICK, "-o", "cat.png"], 2, "overwrite the picture"),
         (["cat.png", *CLICK, "-o", "sub/../cat.png"], 2, "overwrite the picture"),
@@ -234,6 +285,10 @@ def test_what_cannot_be_done(run, odd_files, weights, arguments, code, message):
         ["--json", "none/r.json"],
         ["--point", "99,99"],
         ["--resolution", "big"],
+        ["-o", "m.json"],
+        ["-o", "m.jpg"],
+        ["-o", "m.png", "--format", "coco"],
+        ["--format", "xml"],
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(run, folder, monkeypatch, arguments):

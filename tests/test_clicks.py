@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -88,6 +88,54 @@ def test_click_is_the_farthest_pixel_whatever_is_skipped(maps, earlier):
     assert next_click(maps[0], maps[1], earlier) == _plain(maps[0], maps[1], earlier)
 
 
+def _uncropped(pred, target, earlier, k, rng, ignore):
+    """The click from the distances of both whole regions."""
+    missed, false = error_regions(pred, target, earlier, ignore=ignore)
+    if not missed.largest and not false.largest:
+        return None
+    positive = missed.largest > false.largest
+    places = (missed if positive else false).candidates(k)
+    place = places[0 if rng is None else rng.integers(len(places))]
+    return Click(int(place[0]), int(place[1]), positive)
+
+
+def _grain(rng, shape, size):
+    """A random map whose patches are about ``size`` pixels."""
+    cells = rng.random((shape[0] // size + 1, shape[1] // size + 1)) < rng.uniform(0.1, 0.9)
+    return cells.repeat(size, axis=0).repeat(size, axis=1)[: shape[0], : shape[1]]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 150),
+    st.integers(1, 150),
+    st.sampled_from([1, 2, 3, 7, 16, 40]),
+    st.sampled_from([1.0, 1.05, 1.7, 4.0, -1.0]),
+    st.booleans(),
+)
+@example(3419484745, 165, 125, 7, 1.05, True)  # a tie but for OpenCV's last bit
+def test_shortcuts_change_nothing(seed, height, width, size, k, drawn):
+    rng = np.random.default_rng(seed)
+    pred = _grain(rng, (height, width), size)
+    target = _grain(rng, (height, width), int(rng.choice([1, size, 2 * size])))
+    if rng.random() < 0.3:
+        pred ^= rng.random(pred.shape) < 0.01
+    if rng.random() < 0.3:  # two kinds of error that are alike
+        pred[: height // 2] = target[: height // 2] = False
+        pred[height // 2 :], target[: height // 2] = True, True
+    ignore = _grain(rng, (height, width), 9) if rng.random() < 0.2 else None
+    earlier = [
+        (int(rng.integers(height)), int(rng.integers(width)), True)
+        for _ in range(rng.integers(0, 4))
+    ]
+    generators = [np.random.default_rng(1) if drawn else None for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clicks, "_LARGE", 0)
+        patch.setattr(clicks, "_TILE", 8)
+        found = next_click(pred, target, earlier, k=k, rng=generators[0], ignore=ignore)
+    assert found == _uncropped(pred, target, earlier, k, generators[1], ignore)
+
+
 def test_clicking_on_ends_with_the_truth():
     rng = np.random.default_rng(0)
     target = rng.random((12, 17)) > 0.5
@@ -142,6 +190,7 @@ def test_as_points_is_xy():
         (np.zeros((4, 4)), np.zeros((4, 5)), {}, r"\(4, 4\) and \(4, 5\)"),
         (np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), {}, r"\(H, W\)"),
         (np.zeros((4, 4)), np.zeros((4, 4)), {"k": 0}, "k is 0"),
+        (np.zeros((4, 4)), np.zeros((4, 4)), {"k": 0.5}, "k is 0.5"),
         (np.zeros((4, 4)), np.zeros((4, 4)), {"ignore": np.zeros((2, 2), bool)}, "ignore"),
     ],
 )

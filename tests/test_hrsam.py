@@ -12,7 +12,7 @@ from anyres.models.build import build
 from anyres.models.config import DEFAULT, HRSAMConfig, resized
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.hrsam_blocks import WindowAttention
-from anyres.ops.rope import frequencies, rotate, window_table
+from anyres.ops.rope import frequencies, window_table
 from anyres.ops.windows import merge, partition, window_plan
 
 OFFICIAL = HRSAMConfig(
@@ -74,17 +74,6 @@ def test_partition_round_trip(grid, window, shifted):
     assert torch.equal(merge(windows, plan), tokens)
     pads = (windows == 7).all(-1).sum()
     assert pads == 2 * (plan.padded_hw[0] * plan.padded_hw[1] - grid[0] * grid[1])
-
-
-def test_rotation_sees_differences_only():
-    """Scores of rotated q and k depend on how far apart two tokens are, not on where they are."""
-    freqs = frequencies(16).double()
-    cos, sin = window_table(freqs, 6)
-    q, k = torch.randn(2, 1, 16, dtype=torch.float64)
-    scores = rotate(q.expand(36, -1), cos, sin) @ rotate(k.expand(36, -1), cos, sin).t()
-    scores = scores.unflatten(0, (6, 6)).unflatten(2, (6, 6))  # row, column, row', column'
-    assert torch.allclose(scores[0, 0, 1, 2], scores[3, 2, 4, 4])
-    assert not torch.allclose(scores[0, 0, 1, 2], scores[0, 0, 2, 1])
 
 
 def test_attention_is_local_and_sees_its_padding():

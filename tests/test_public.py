@@ -13,6 +13,7 @@ import anyres
 from anyres import errors
 
 SURFACE = {
+    "LengthConfig": "anyres.ops.length",
     "Masks": "anyres.types",
     "Predictor": "anyres.predict.predictor",
     "Prompt": "anyres.types",
@@ -21,7 +22,8 @@ SURFACE = {
 
 
 def test_surface_is_exactly_this() -> None:
-    assert anyres.__all__ == ["Masks", "Predictor", "Prompt", "__version__", "errors", "load"]
+    names = ["LengthConfig", "Masks", "Predictor", "Prompt", "__version__", "errors", "load"]
+    assert names == anyres.__all__
     assert set(anyres.__all__) <= set(dir(anyres))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anyres.data.datasets import Entry
+from anyres.data.layouts.folder import Entry
 from anyres.errors import ImageError, InputError
 from anyres.train.crops import FILL, Crop, draw_object, draw_window
 from anyres.train.samples import SampleStream, batches

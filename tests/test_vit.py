@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from anyres.errors import InputError
-from anyres.models.config import ViTConfig
-from anyres.models.official import vit_config
 from anyres.models.vit import ImageEncoderViT
 from anyres.models.weights import from_official
-from anyres.ops import attention
+from anyres.ops import grid_attention
 from anyres.ops.attention import (
     add_relative,
     fit_relative_table,
@@ -19,10 +17,7 @@ from anyres.ops.attention import (
     global_attention,
     window_attention,
 )
-
-SMALL = ViTConfig(
-    dim=32, blocks=3, heads=2, global_blocks=(1,), window=3, patch=16, image_size=128, neck=16
-)
+from tiny import SMALL_VIT, random_encoder
 
 
 def close(actual, expected, limit=1e-4):
@@ -30,15 +25,6 @@ def close(actual, expected, limit=1e-4):
     assert actual.dtype == expected.dtype
     largest = max(1.0, expected.abs().max().item()) if limit == 1e-4 else 1.0
     assert (actual - expected).abs().max().item() <= limit * largest
-
-
-def random_encoder(config, seed=0):
-    torch.manual_seed(seed)
-    encoder = ImageEncoderViT(config).eval()
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    return encoder
 
 
 # The plain twins of ops.attention, one query at a time and with every score in view.
@@ -80,7 +66,7 @@ def plain_windows(qkv_BhwC3, heads, window, padding, tables):
 @pytest.mark.parametrize("grid_hw", [(5, 5), (3, 5), (6, 2)])
 @pytest.mark.parametrize("relative", [True, False])
 def test_global_attention_is_the_plain_one(monkeypatch, budget, grid_hw, relative):
-    monkeypatch.setitem(attention._SCORES, "cpu", budget)
+    monkeypatch.setitem(grid_attention._SCORES, "cpu", budget)
     torch.manual_seed(1)
     qkv = torch.randn(2, *grid_hw, 24, dtype=torch.float64)
     side = max(grid_hw)
@@ -91,7 +77,7 @@ def test_global_attention_is_the_plain_one(monkeypatch, budget, grid_hw, relativ
 @pytest.mark.parametrize("budget", [1, 300, 2**19])
 @pytest.mark.parametrize("grid_hw", [(6, 6), (7, 5), (2, 2), (1, 9)])
 def test_window_attention_is_the_plain_one(monkeypatch, budget, grid_hw):
-    monkeypatch.setitem(attention._SCORES, "cpu", budget)
+    monkeypatch.setitem(grid_attention._SCORES, "cpu", budget)
     torch.manual_seed(2)
     qkv = torch.randn(2, *grid_hw, 24, dtype=torch.float64)
     padding = torch.randn(24, dtype=torch.float64)
@@ -143,47 +129,9 @@ def test_encoder_with_padded_windows_is_official(golden):
     close(exact, tensors["out::w3::image_embedding_f64"], 1e-9)
 
 
-def basam_pixels(size):
-    i, j = torch.arange(size)[:, None], torch.arange(size)[None, :]
-    plane = 7 * i + 13 * j + i * j % 1009
-    return torch.stack([((plane + 29 * c) % 251 - 125) / 64 for c in range(3)])[None]
-
-
-@pytest.mark.parametrize(
-    ("case", "absolute"),
-    [
-        ("train1024_run1024", False),
-        ("train1024_run2048_same_module", False),
-        ("train1024_abs_pos", True),
-    ],
-)
-def test_encoder_at_another_size_is_as_official_basam_resizes_tables(golden, case, absolute):
-    # At its own training size BA-SAM is SAM with one factor on the tables of each block, so it
-    # tells how the tables of a larger grid are resized inside a whole encoder.
-    facts, tensors = golden("basam_encoder")
-    config = replace(
-        vit_config(facts["constructor_args"]["ImageEncoderViT"]), absolute_positions=absolute
-    )
-    state = {name: t for name, t in tensors.items() if "::" not in name}
-    if absolute:
-        changed = {n.split("::")[2]: t for n, t in tensors.items() if n.startswith("alt::abspos")}
-        state |= changed
-    for i in range(config.blocks):
-        factor = state.pop(f"blocks.{i}.attn.coefficient")
-        for table in ("rel_pos_h", "rel_pos_w"):
-            state[f"blocks.{i}.attn.{table}"] = state[f"blocks.{i}.attn.{table}"] * factor
-    encoder = ImageEncoderViT(config).eval()
-    encoder.load_state_dict(state)
-    size = facts["cases"][case]["input_size"]
-    with torch.no_grad():
-        found = encoder(basam_pixels(size))
-    step = {1024: 1, 2048: 2}[size]
-    close(found[:, :, ::step, ::step], tensors[f"out::{case}::embedding"])
-
-
 @pytest.mark.parametrize("size_hw", [(128, 128), (64, 128), (128, 48), (192, 80), (48, 32)])
 def test_a_rectangle_has_the_positions_inside_its_square(size_hw):
-    encoder = random_encoder(SMALL).double()
+    encoder = random_encoder(SMALL_VIT).double()
     height, width = (n // 16 for n in size_hw)
     side = max(height, width)
     zeros = torch.zeros(1, height, width, 32, dtype=torch.float64)
@@ -197,7 +145,7 @@ def test_a_rectangle_has_the_positions_inside_its_square(size_hw):
 
 
 def test_at_the_training_length_tables_are_only_cropped():
-    encoder = random_encoder(SMALL)
+    encoder = random_encoder(SMALL_VIT)
     table = encoder.blocks[1].attn.rel_pos_w
     assert table.shape == (15, 16)
     assert torch.equal(fit_relative_table(table, 8, 8), table)
@@ -207,7 +155,7 @@ def test_at_the_training_length_tables_are_only_cropped():
 
 
 def test_larger_grids_resize_by_the_long_side():
-    encoder = random_encoder(SMALL)
+    encoder = random_encoder(SMALL_VIT)
     found = encoder._add_positions(torch.zeros(1, 4, 16, 32))
     table = encoder.pos_embed.permute(0, 3, 1, 2)
     whole = F.interpolate(table, size=(16, 16), mode="bicubic", align_corners=False)
@@ -217,7 +165,7 @@ def test_larger_grids_resize_by_the_long_side():
 @pytest.mark.parametrize("size_hw", [(128, 128), (80, 112), (256, 144), (16, 16)])
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_batch_is_its_pictures_one_by_one(size_hw, absolute):
-    config = replace(SMALL, absolute_positions=absolute, relative_positions=not absolute)
+    config = replace(SMALL_VIT, absolute_positions=absolute, relative_positions=not absolute)
     encoder = random_encoder(config)
     pixels = torch.randn(3, 3, *size_hw)
     with torch.no_grad():
@@ -229,12 +177,12 @@ def test_a_batch_is_its_pictures_one_by_one(size_hw, absolute):
 
 
 def test_precision_is_the_modules():
-    encoder = random_encoder(SMALL)
+    encoder = random_encoder(SMALL_VIT)
     pixels = torch.randn(1, 3, 96, 160)
     with torch.no_grad():
         single = encoder(pixels)
         half = encoder.bfloat16()(pixels.bfloat16())
-        double = random_encoder(SMALL).double()(pixels.double())
+        double = random_encoder(SMALL_VIT).double()(pixels.double())
     assert (single.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     close(single.double(), double, 1e-4)
     assert (half.float() - single).abs().mean() < 0.1 * single.abs().mean()
@@ -242,4 +190,4 @@ def test_precision_is_the_modules():
 
 def test_sides_that_are_no_multiple_of_the_patch():
     with pytest.raises(InputError, match=r"multiples of 16, not \(1, 3, 128, 100\)"):
-        ImageEncoderViT(SMALL)(torch.zeros(1, 3, 128, 100))
+        ImageEncoderViT(SMALL_VIT)(torch.zeros(1, 3, 128, 100))

@@ -3,8 +3,9 @@
 import torch
 
 from anyres.models.build import build
-from anyres.models.config import preset, resized
+from anyres.models.config import ViTConfig, preset, resized
 from anyres.models.segmenter import Segmenter
+from anyres.models.vit import ImageEncoderViT
 
 # Of the golden `sam_tiny`: mixes of prompts.
 SAM_CASES = [
@@ -17,6 +18,21 @@ SAM_CASES = [
     "points_boxes_mask",
     "no_prompt",
 ]
+
+
+SMALL_VIT = ViTConfig(
+    dim=32, blocks=3, heads=2, global_blocks=(1,), window=3, patch=16, image_size=128, neck=16
+)
+
+
+def random_encoder(config: ViTConfig = SMALL_VIT, seed: int = 0) -> ImageEncoderViT:
+    """SAM's image encoder with random weights, tables of positions among them."""
+    torch.manual_seed(seed)
+    encoder = ImageEncoderViT(config).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    return encoder
 
 
 def random_model(name: str, size: int | None = None, seed: int = 0) -> Segmenter:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anyres import errors
+    from anyres.ops.length import LengthConfig
     from anyres.predict.load import load
     from anyres.predict.predictor import Predictor
     from anyres.types import Masks, Prompt
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Masks", "Predictor", "Prompt", "__version__", "errors", "load"]
+__all__ = ["LengthConfig", "Masks", "Predictor", "Prompt", "__version__", "errors", "load"]
 
 _HOMES = {
+    "LengthConfig": "anyres.ops.length",
     "Masks": "anyres.types",
     "Predictor": "anyres.predict.predictor",
     "Prompt": "anyres.types",

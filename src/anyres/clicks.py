@@ -8,6 +8,7 @@ and so does a tie. Needs OpenCV (extra ``eval``), imported at the first click.
 
 from collections.abc import Sequence
 from functools import cache
+from math import isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,14 +63,26 @@ class ErrorRegion(NamedTuple):
         """Mark the candidates within the box."""
         if not self.largest:
             return np.zeros(self.distance.shape, np.bool_)
-        limit = self.largest / (k + _EPS) if k > 0 else 0.0
+        limit = 0.0
+        if k > 0:
+            # Distances are roots of integers. OpenCV's may be off in the last bit, depending on
+            # where in the map a pixel is, so the limit goes between two of them.
+            largest = self.largest / (k + _EPS)
+            squared = int(largest**2)
+            while float(np.sqrt(np.float32(squared))) <= largest:
+                squared += 1
+            limit = (squared - 0.5) ** 0.5
         allowed: NDArray[np.bool_] = self.distance > limit
         return allowed
 
     def pick(self, k: float, rng: np.random.Generator | None) -> tuple[int, int]:
         """Return row and column of the first candidate or, with a generator, of a random one."""
-        places = np.flatnonzero(self._allowed(k))
-        place = int(places[0] if rng is None else places[rng.integers(len(places))])
+        allowed = self._allowed(k)
+        if rng is None:
+            place = int(allowed.argmax())
+        else:
+            places = np.flatnonzero(allowed)
+            place = int(places[rng.integers(len(places))])
         y, x = divmod(place, self.distance.shape[1])
         return self.top + y, self.left + x
 
@@ -92,7 +105,8 @@ def next_click(
         clicks: earlier ones as (y, x, positive). Their pixels are cut out of the error
             regions before distances are taken, so that no pixel is clicked twice.
         k: how far from the farthest pixel a click may be, see `ErrorRegion.candidates`:
-            1.0 (`EVALUATION_K`) in evaluation, 1.7 (`TRAINING_K`) in training.
+            1.0 (`EVALUATION_K`) in evaluation, 1.7 (`TRAINING_K`) in training; negative for
+            anywhere in the region.
         rng: draws among the candidates; without it the first in row-major order is taken.
         ignore: (H, W) bool, pixels that count as no error.
 
@@ -100,25 +114,34 @@ def next_click(
         The click, or None when no error is left.
 
     Raises:
-        InputError: maps that are not 2-D or not of one size, or k = 0.
+        InputError: maps that are not 2-D or not of one size, or k from 0 to below 1.
         MissingExtraError: OpenCV is not installed.
     """
-    if k == 0:
-        raise InputError("k is 0; give 1.0 or more, or a negative number for the whole region")
-    missed, false = _errors(pred, target, clicks, ignore)
-    boxes = _box(missed), _box(false)
-    most = [_bound(box) for box in boxes]
-    if most[0] == most[1] == 0:
+    if 0 <= k < 1:
+        raise InputError(f"k is {k}; give 1.0 or more, or a negative number for the whole region")
+    masks = _errors(pred, target, clicks, ignore)
+    outlooks = [_look(mask) for mask in masks]
+    if not any(outlook.high for outlook in outlooks):
         return None
-    # The more promising one first: the other's box may be too narrow to beat it.
-    order = (0, 1) if most[0] > most[1] else (1, 0)
-    best, kind = _region((missed, false)[order[0]], boxes[order[0]]), order[0]
-    # A tie clicks negative, so false positives may win with the same distance.
-    if most[order[1]] > best.largest or (kind == 0 and most[1] == best.largest):
-        other = _region((missed, false)[order[1]], boxes[order[1]])
-        if other.largest > best.largest or (kind == 0 and other.largest == best.largest):
-            best, kind = other, order[1]
-    return Click(*best.pick(k, rng), kind == 0)
+    # No pixel of either region matters that is surely nearer to its border than this.
+    floor = max(outlook.low for outlook in outlooks)
+    best, kind = _NOTHING, False
+    # The more promising first: the other may then be unable to beat it.
+    for positive in sorted((False, True), key=lambda kind: -outlooks[not kind].high):
+        mask, outlook = masks[not positive], outlooks[not positive]
+        # A tie clicks negative, so false positives win with the same distance.
+        if outlook.high < floor or (positive and outlook.high <= best.largest):
+            continue
+        window = _window(outlook, floor / k if k > 0 else 0.0)
+        if k > 0 and 1 <= best.largest < _FAR and window[2] * window[3] > _LARGE:
+            squared = int(round(best.largest**2) / k**2) - (k > 1 or not positive)
+            region = _rival(mask, window, max(squared, 0), outlook.high)
+        else:
+            region = _region(mask, window)
+        if region.largest > best.largest or (not positive and region.largest == best.largest):
+            best, kind = region, positive
+        floor = max(floor, best.largest)
+    return Click(*best.pick(k, rng), kind)
 
 
 def error_regions(
@@ -189,18 +212,137 @@ def _box(mask: NDArray[np.uint8]) -> Box:
     return int(left), int(top), int(width), int(height)
 
 
-def _bound(box: Box) -> int:
-    """Return a distance that no pixel of a region with this box can exceed."""
-    return (min(box[2], box[3]) + 1) // 2
+class _Outlook(NamedTuple):
+    """What a quick look at a region tells.
+
+    Attributes:
+        box: the region's.
+        low: a distance that some pixel has at least; 0.0 for an empty region.
+        high: a distance that no pixel exceeds.
+        cells: (h, w) float32, depth of each whole cell of the box, counted in cells; or None.
+    """
+
+    box: Box
+    low: float
+    high: float
+    cells: NDArray[np.float32] | None
+
+
+_CELL = 8
+# A cell at depth D is D cells from the nearest one with a pixel outside of the region. Its middle
+# pixels are then at least so much less than D cells from the border, and none so much farther.
+_LESS = 4 * 2**0.5
+_MORE = 7 * 2**0.5
+
+
+def _look(mask: NDArray[np.uint8]) -> _Outlook:
+    """Bound a region's largest distance through its box and cells of 8 x 8 pixels."""
+    box = left, top, width, height = _box(mask)
+    # Half the smaller side of the box bounds the distance.
+    low, high = float(width > 0), float((min(width, height) + 1) // 2)
+    rows, columns = height // _CELL, width // _CELL
+    if not rows or not columns:
+        return _Outlook(box, low, high, None)
+    lines = mask[top : top + rows * _CELL, left : left + columns * _CELL]
+    full = lines[::_CELL].copy()
+    for row in range(1, _CELL):
+        full &= lines[row::_CELL]
+    whole = (full.view(np.uint64) == 0x0101010101010101).view(np.uint8)
+    cells = _distance(whole)
+    depth = float(cells.max())
+    if depth:
+        low = max(low, depth * _CELL - _LESS)
+    return _Outlook(box, low, min(high, depth * _CELL + _MORE), cells)
+
+
+def _window(outlook: _Outlook, floor: float) -> Box:
+    """Return a box with all pixels at a distance of ``floor`` or more, and what surrounds them.
+
+    Their distances within it are exact; others may come out too small.
+    """
+    left, top, width, height = outlook.box
+    if outlook.cells is None or floor <= _MORE:
+        return outlook.box
+    deep = (outlook.cells * _CELL + _MORE >= floor).view(np.uint8)
+    x, y, columns, rows = (side * _CELL for side in _box(deep))
+    if not columns:
+        return 0, 0, 0, 0
+    margin = int(outlook.high) + 1
+    x, right = max(x - margin, 0), min(x + columns + margin, width)
+    y, bottom = max(y - margin, 0), min(y + rows + margin, height)
+    return left + x, top + y, right - x, bottom - y
+
+
+_LARGE = 1 << 20  # pixels: more are worth a look at where a region can beat the other
+_FAR = 128  # pixels: erosion costs more the wider it is
+_TILE = 64
+
+
+def _rival(mask: NDArray[np.uint8], box: Box, squared: int, high: float) -> ErrorRegion:
+    """Take distances only where their squares can exceed a limit; elsewhere they are 0.
+
+    A disc of that radius then lies in the region, and so do rectangles in the disc: erosion by
+    some of them leaves little to look at, for less than a distance transform of everything.
+    """
+    cv2 = _opencv()
+    left, top, width, height = box
+    padded = _padded(mask, box)
+    found = padded.copy()
+    for angle in (0.0, 0.5, 0.25, 0.125, 0.375):
+        x = int(squared**0.5 * np.cos(angle * np.pi) + 1e-9)
+        y = isqrt(squared - x * x)
+        found &= cv2.erode(padded, np.ones((2 * y + 1, 2 * x + 1), np.uint8))
+        if not cv2.hasNonZero(found):
+            return _NOTHING
+    tops, lefts = range(0, height, _TILE), range(0, width, _TILE)
+    lines = np.bitwise_or.reduceat(found[1:-1, 1:-1], tops, axis=0)
+    tiles = np.argwhere(np.bitwise_or.reduceat(lines, lefts, axis=1)) * _TILE
+    if len(tiles) > len(tops) * len(lefts) // 8:
+        return _region(mask, box)
+    distance, largest, margin = np.zeros((height, width), np.float32), 0.0, int(high) + 1
+    for y, x in tiles.tolist():
+        y0, x0 = max(y - margin, 0), max(x - margin, 0)
+        y1, x1 = min(y + _TILE + margin, height), min(x + _TILE + margin, width)
+        near = _region(mask, (left + x0, top + y0, x1 - x0, y1 - y0)).distance
+        here = near[y - y0 : y - y0 + _TILE, x - x0 : x - x0 + _TILE]
+        distance[y : y + _TILE, x : x + _TILE] = here
+        largest = max(largest, _root(float(here.max())))
+    return ErrorRegion(distance, top, left, largest)
 
 
 def _region(mask: NDArray[np.uint8], box: Box) -> ErrorRegion:
-    """Take distances within a region's box; nothing of the region lies beyond it."""
+    """Take distances within a box, beyond which nothing of the region may lie."""
     left, top, width, height = box
     if not width:
-        return ErrorRegion(np.zeros((0, 0), np.float32), 0, 0, 0.0)
+        return _NOTHING
+    distance = _distance(mask[top : top + height, left : left + width])
+    return ErrorRegion(distance, top, left, _root(float(distance.max())))
+
+
+def _root(distance: float) -> float:
+    """Return a distance as the float32 nearest to it of the roots of integers."""
+    return float(np.sqrt(np.float32(round(distance**2))))
+
+
+def _distance(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return each pixel's exact distance to the nearest 0; beyond the map all is 0."""
     cv2 = _opencv()
+    height, width = mask.shape
+    padded = _padded(mask, (0, 0, width, height))
+    found = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance: NDArray[np.float32] = found[1:-1, 1:-1]
+    return distance
+
+
+def _padded(mask: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """Cut a box out, with a border of zeros."""
+    left, top, width, height = box
+    cv2 = _opencv()
+    # A view's surroundings would be taken for the border but for BORDER_ISOLATED.
+    kind = cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED
     part = mask[top : top + height, left : left + width]
-    padded = cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    return ErrorRegion(distance, top, left, float(distance.max()))
+    padded: NDArray[np.uint8] = cv2.copyMakeBorder(part, 1, 1, 1, 1, kind, value=0)
+    return padded
+
+
+_NOTHING = ErrorRegion(np.zeros((0, 0), np.float32), 0, 0, 0.0)

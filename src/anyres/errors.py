@@ -8,6 +8,7 @@
     │   └── PromptError              a point, box, label or mask that makes no sense here
     ├── WeightsError (ValueError)    a checkpoint that is corrupt, foreign or does not fit the model
     ├── StateError (RuntimeError)    a call out of order, such as ``predict`` before ``set_image``
+    ├── MemoryLimitError (MemoryError)   a run that would need more memory than there is or may be
     ├── MissingExtraError (ImportError)  an optional dependency that is not installed
     ├── OutputError (OSError)        a file that cannot be written: no folder, no space, not allowed
     └── RecordError (ValueError)     an append-only record file whose content is damaged
@@ -45,6 +46,10 @@ class WeightsError(AnyresError, ValueError):
 
 class StateError(AnyresError, RuntimeError):
     """A call out of order, such as ``predict`` before ``set_image``."""
+
+
+class MemoryLimitError(AnyresError, MemoryError):
+    """A run would take more memory than is available or allowed; found before it begins."""
 
 
 class MissingExtraError(AnyresError, ImportError):

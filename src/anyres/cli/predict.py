@@ -1,5 +1,6 @@
 """``anyres predict``: one picture, one prompt, one mask."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,12 @@ A box, and a click on what is not meant:
 Improve a mask you have; the result as JSON on stdout:
 
   anyres predict cat.jpg --mask rough.png --point 420,310 --json -
+
+The outline for a geographic information system, or for labelme:
+
+  anyres predict cat.jpg --point 420,310 -o cat.geojson
+
+  anyres predict cat.jpg --point 420,310 -o cat.json --format labelme
 
 Your own SAM checkpoint at the size of the picture:
 
@@ -90,6 +97,14 @@ def predict(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that encoding may take, such as 8GB. [dim]Default: what is free[/dim]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)
     ] = "auto",
@@ -101,8 +116,18 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            metavar="PNG",
-            help="The mask, 0 and 255. [dim]Default: <IMAGE>_mask.png in this folder[/dim]",
+            metavar="FILE",
+            help="The mask. [dim]Default: <IMAGE>_mask.png in this folder, or the format's "
+            "ending[/dim]",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="png|coco|labelme|geojson|yolo|sa1b",
+            help="What the mask is written as. [dim]Default: by the ending of --output, else png "
+            "(0 and 255)[/dim]",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -137,14 +162,19 @@ def predict(
     Say where it is with clicks, a box or a rough mask. A single click can mean several things:
     then the model gives three masks, of which the one it trusts most is taken.
     """
+    from anyres.data.formats.files import SUFFIXES, format_of, require
     from anyres.data.images import read_image
     from anyres.types import Prompt
 
-    mask_file = output or Path(f"{image.stem}_mask.png")
-    outputs = {"--output": mask_file, "--overlay": overlay, "--json": common.json_file(json)}
+    kind = format_of(format, output)
+    require(kind)
+    mask_file = output or Path(f"{image.stem}_mask{SUFFIXES[kind]}")
     # Everything that can be wrong is found before the model is loaded.
     side = common.parse_resolution(resolution)
-    common.check_outputs(outputs, {"the picture": image, "--mask": mask, "--weights": weights})
+    inputs = {"the picture": image, "--mask": mask, "--weights": weights}
+    common.check_outputs({"--output": mask_file}, inputs, SUFFIXES[kind])
+    others = {"--overlay": overlay, "--json": common.json_file(json)}
+    common.check_outputs(others, inputs | {"--output": mask_file})
     pixels = read_image(image, max_pixels=max_pixels, stretch=stretch)
     rough = None if mask is None else _read_rough(mask, max_pixels)
     prompt = Prompt.from_text(point or (), box, rough)
@@ -154,7 +184,14 @@ def predict(
     from anyres.predict.load import load
 
     with common.console().status("loading the model") as status:
-        predictor = load(model, weights=weights, resolution=side, device=device, dtype=dtype)
+        predictor = load(
+            model,
+            weights=weights,
+            resolution=side,
+            device=device,
+            dtype=dtype,
+            memory_limit=memory_limit,
+        )
         loaded = time.perf_counter()
         status.update("encoding the picture")
         predictor.set_image(pixels)
@@ -166,10 +203,11 @@ def predict(
     seconds = _Seconds(loaded - start, encoded - loaded, done - encoded)
 
     best = answer.masks[answer.best]
-    _write(pixels, best, prompt, mask_file, overlay)
+    _write_mask(mask_file, kind, image, best, float(answer.scores[answer.best]))
+    _write_overlay(pixels, best, prompt, overlay)
     written = [path for path in (mask_file, overlay) if path is not None]
     result = _result(image, prompt, answer, predictor, seconds)
-    result["output"] = str(mask_file)
+    result |= {"output": str(mask_file), "format": kind}
     result["overlay"] = None if overlay is None else str(overlay)
     common.write_json(result, json)
     _account(result, written)
@@ -185,17 +223,26 @@ def _read_rough(path: Path, max_pixels: int) -> "npt.NDArray[Any]":
     return values
 
 
-def _write(
+def _write_mask(
+    path: Path, kind: str, image: Path, mask: "npt.NDArray[np.bool_]", score: float
+) -> None:
+    """Write the mask; labelme looks for the picture from where its file is."""
+    from anyres.data.formats.annotations import Annotated, Annotation
+    from anyres.data.formats.files import write
+
+    name = os.path.relpath(image, path.parent) if kind == "labelme" else image.name
+    height, width = mask.shape
+    write(path, Annotated(name, (height, width), (Annotation(mask, score=score),)), kind)
+
+
+def _write_overlay(
     pixels: "npt.NDArray[np.uint8]",
     mask: "npt.NDArray[np.bool_]",
     prompt: "Prompt",
-    mask_file: Path,
     overlay: Path | None,
 ) -> None:
-    from anyres.data.images import write_png
-
-    write_png(mask_file, mask)
     if overlay is not None:
+        from anyres.data.images import write_png
         from anyres.predict.draw import overlay as draw
 
         write_png(overlay, draw(pixels, mask, prompt))
@@ -227,7 +274,7 @@ def _result(
         "model": config.name,
         "resolution": None if frame is None else max(frame.resized_hw),
         "device": str(predictor.device),
-        "dtype": str(next(predictor.model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "seconds": {
             "load": round(seconds.load, 4),
             "picture": round(seconds.picture, 4),

@@ -1,227 +1,285 @@
-"""Plain folder data sets: pictures, maps of masks, and the objects in them.
+"""Data sets to score models on: which objects there are, their pictures and their masks.
 
-A data set is a folder of ``images/`` and ``masks/``. A map of a picture is
-``masks/<stem>.png`` or ``masks/<stem>__<anything>.png``; a picture may have several. A map is
-
-- *binary*: 0 and 255, the white pixels are one object;
-- *instance*: an id an object;
-- *class*: an id a class, whose 8-connected components are the objects.
-
-0 is "no object". In 8-bit instance and class maps 255 is void: it belongs to nobody and
-counts for nothing. A 16-bit map has no void, 255 is an id like any other.
+Plain folders and published layouts look alike: ``open_dataset`` gives the objects in order,
+``picture`` and ``target`` read what is asked for.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anyres.data.images import read_image, read_mask
-from anyres.errors import InputError, MissingExtraError
+from anyres.data.images import read_image
+from anyres.data.layouts.annotated import Annotations
+from anyres.data.layouts.index import Found, Indexed, Reader, index, read_maps
+from anyres.data.layouts.listing import FOLDER, Pair, Place, Problem, find_places, pairs_of
+from anyres.data.layouts.published import LAYOUTS, SYNONYMS
+from anyres.data.maps import VOID, Kind, Meaning, Objects, read_objects
+from anyres.errors import InputError
 
-Kind = Literal["auto", "binary", "instance", "class"]
+VoidRule = Literal["background", "ignore"]
 
-VOID = 255
-_SUFFIXES = "jpg jpeg png tif tiff webp bmp gif jp2 avif ppm pgm"
-IMAGE_SUFFIXES = tuple(f".{name}" for name in _SUFFIXES.split())
+SMALLEST, LARGEST = 0.002, 0.95
+_PATIENCE = 2.0  # seconds until progress is told
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One picture of a data set and its maps, in the order of their names."""
-
-    image: Path
-    maps: tuple[Path, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Objects:
-    """The objects of one map.
+class ObjectRef:
+    """One object of a data set.
 
     Attributes:
-        labels: (H, W) int32; 0 is no object, object ``i`` of ``ids`` has label ``i + 1``.
-        ids: the value each object has in the file (of its class, for a class map).
-        void: (H, W) bool, pixels that count for nothing, or None when there are none.
+        key: its name, unique in the data set and the same wherever that lies:
+            ``<data set>[/<part>]/<picture>/<number>``.
+        set: the part of the data set that it belongs to.
+        image: the file of its picture.
+        number: its place among the objects of its picture, those too small or large included.
+        area: its pixels.
+        size_hw: (height, width) of the picture.
+        category: the name of its class, if that is known.
     """
 
-    labels: NDArray[np.int32]
-    ids: tuple[int, ...]
-    void: NDArray[np.bool_] | None
+    key: str
+    set: str
+    image: Path
+    number: int
+    area: int
+    size_hw: tuple[int, int]
+    category: str | None
+    _source: Path = field(repr=False)
+    _label: int = field(repr=False)
+    _meaning: Meaning = field(repr=False)
+
+
+class Dataset:
+    """The objects of a data set; ``open_dataset`` makes one.
+
+    Attributes:
+        name: the folder's name, or the layout's.
+        objects: in the order of their pictures' names; those of a picture are neighbours.
+        problems: pictures and masks that cannot be used.
+        fingerprint: SHA-256 over what the files hold, the keys of the objects that are counted, and
+            the rule for void: a copy elsewhere has the same one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        objects: tuple[ObjectRef, ...],
+        problems: tuple[Problem, ...],
+        fingerprint: str,
+        void: VoidRule,
+        annotations: Mapping[Path, Annotations],
+    ) -> None:
+        self.name = name
+        self.objects = objects
+        self.problems = problems
+        self.fingerprint = fingerprint
+        self._void = void
+        self._annotations = annotations
+        self._last: tuple[Path, Objects] | None = None
 
     def __len__(self) -> int:
         """Count the objects."""
-        return len(self.ids)
+        return len(self.objects)
 
-    def mask(self, index: int) -> NDArray[np.bool_]:
-        """Return the (H, W) bool mask of object ``index``, counted from 0."""
-        if not 0 <= index < len(self.ids):
-            raise InputError(f"object {index} asked for, but the map has {len(self.ids)} objects")
-        mask: NDArray[np.bool_] = self.labels == index + 1
-        return mask
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The parts that the objects belong to, in order."""
+        return tuple(dict.fromkeys(ref.set for ref in self.objects))
 
-    def target(self, index: int) -> NDArray[np.uint8]:
-        """Return object ``index`` as an (H, W) uint8 map: 1 object, 0 not, 255 void."""
-        target = self.mask(index).astype(np.uint8)
-        if self.void is not None:
-            target[self.void] = VOID
+    def picture(self, ref: ObjectRef) -> NDArray[np.uint8]:
+        """Read an object's picture as (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: it cannot be read any more.
+        """
+        return read_image(ref.image)
+
+    def target(self, ref: ObjectRef) -> NDArray[np.uint8]:
+        """Read an object's mask as (H, W) uint8: 1 object, 0 not, 255 void.
+
+        Void is 0 under the rule ``background``.
+
+        Raises:
+            InputError: it cannot be read any more, or the file has changed.
+        """
+        void = None
+        if ref._source in self._annotations:
+            mask = self._annotations[ref._source].mask(ref._label, ref.size_hw)
+        else:
+            objects = self._map(ref)
+            mask = objects.mask(ref._label) if ref._label < len(objects) else np.zeros(0, np.bool_)
+            void = objects.void
+        if np.count_nonzero(mask) != ref.area:
+            raise InputError(
+                f"{ref._source} has changed: {ref.key} is another object now; "
+                "open the data set anew"
+            )
+        target = mask.astype(np.uint8)
+        if void is not None and self._void == "ignore":
+            target[void] = VOID
         return target
 
-
-def kind_of(array: NDArray[Any]) -> Literal["binary", "instance"]:
-    """Tell what a map is from its values: only 0 and 255 is binary, all else instance."""
-    if array.dtype == np.bool_:
-        return "binary"
-    if array.dtype != np.uint8:
-        return "instance"
-    # A map of nothing but void and background cannot be told from a binary one.
-    return "binary" if bool(((array == 0) | (array == 255)).all()) else "instance"
+    def _map(self, ref: ObjectRef) -> Objects:
+        """Read a map. The last one is kept: objects of one map are asked for one by one."""
+        last = self._last
+        if last is None or last[0] != ref._source:
+            last = ref._source, read_objects(ref._source, ref._meaning, ref.size_hw)
+            self._last = last
+        return last[1]
 
 
-def objects_of(array: NDArray[Any], kind: Kind = "auto") -> Objects:
-    """Split a map into its objects.
+def open_dataset(
+    path: Path | str,
+    *,
+    layout: str = FOLDER,
+    kind: Kind = "auto",
+    part: str | None = None,
+    smallest: float | None = None,
+    largest: float | None = None,
+    void: VoidRule = "background",
+    strict: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Open a data set: find its files, read each once (or look it up), choose the objects.
+
+    What is found is kept in the cache folder; only files that have changed since are read again.
 
     Args:
-        array: (H, W) bool or integer map as stored.
-        kind: what the map is; ``"auto"`` reads a map of only 0 and 255 as binary and any other
-            as instance. A class map has to be named.
+        path: the folder. A plain one has ``images/`` and ``masks/``, or folders that have.
+        layout: ``folder`` for a plain one, or a published layout: ``hqseg44k``, ``davis``,
+            ``grabcut``, ``dis5k``, ``duts``, ``cod10k``, ``isic``, ``coco``.
+        kind: what the maps of a plain folder are, see ``anyres.data.maps``.
+        part: the name of one part; None for all parts of a plain folder and those parts of a
+            published set that papers score.
+        smallest: objects below this share of the picture are left out. None is 0.002, and 0 in
+            published sets whose papers score every object (all but ``coco``).
+        largest: objects above this share are left out. None is 0.95, and 1 in those sets.
+        void: pixels that belong to nobody are ``background``, as in papers, or ``ignore``.
+        strict: whether a missing or damaged file is an error. Else it is one of the ``problems``.
+        on_progress: is told (pictures read, of how many to read in this part) when reading takes
+            longer than 2 s.
 
     Raises:
-        InputError: an unknown kind, or an array that is not a 2-D map of ids.
-        MissingExtraError: a class map without OpenCV.
+        InputError: no such folder, layout, part or kind; bounds that exclude everything; no object
+            at all; a problem if ``strict``.
+        MissingExtraError: class maps need OpenCV, annotations pycocotools.
     """
     if kind not in get_args(Kind):
         raise InputError(f"map kind {kind!r} is not one of {', '.join(get_args(Kind))}")
-    if array.ndim != 2 or array.dtype.kind not in "bui":
+    if kind != "auto" and layout != FOLDER:
+        raise InputError(f"layout {layout} says itself what its maps are; leave out kind {kind!r}")
+    if void not in get_args(VoidRule):
+        raise InputError(f"the rule for void is {void!r}; it can be background or ignore")
+    root = Path(path)
+    name, places, problems = find_places(root, layout, part)
+    low, high = _bounds(layout, smallest, largest)
+    progress = _patient(on_progress)
+    objects: list[ObjectRef] = []
+    annotations: dict[Path, Annotations] = {}
+    digest = hashlib.sha256(f"{void}\n".encode())
+    for place in places:
+        if layout == FOLDER:
+            place = replace(place, part=replace(place.part, meaning=kind))
+        reader: Reader
+        if place.annotated:
+            annotations[place.masks] = Annotations(place)
+            pairs, reader = annotations[place.masks].pairs, annotations[place.masks].find
+        else:
+            pairs, missing = pairs_of(place)
+            problems += missing
+            reader = partial(read_maps, meaning=place.part.meaning)
+        cache = f"{place.images.resolve()}\n{place.masks.resolve()}\n{place.part.meaning}"
+        entries = index(pairs, reader, cache, progress)
+        for pair, entry in zip(pairs, entries, strict=True):
+            if entry.problem is not None:
+                problems.append(Problem(place.part.name, Path(entry.problem[0]), entry.problem[1]))
+            refs = _refs(place, pair, entry, low, high)
+            objects += refs
+            if refs:
+                digest.update(f"{entry.digest} {[(r.key, r.area) for r in refs]}\n".encode())
+    if strict and problems:
+        raise InputError(f"{len(problems)} problems, the first: {problems[0]}")
+    if not objects:
+        first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
+        raise InputError(f"{root} has no object of {low:.1%} to {high:.1%} of its picture{first}")
+    return Dataset(name, tuple(objects), tuple(problems), digest.hexdigest(), void, annotations)
+
+
+def _bounds(layout: str, smallest: float | None, largest: float | None) -> tuple[float, float]:
+    every = layout in LAYOUTS and LAYOUTS[layout].every
+    low = (0.0 if every else SMALLEST) if smallest is None else smallest
+    high = (1.0 if every else LARGEST) if largest is None else largest
+    if not 0 <= low <= high <= 1:
         raise InputError(
-            f"a map is a 2-D array of integers, got shape {array.shape} of {array.dtype}"
+            f"objects of {low:g} to {high:g} of the picture are asked for; "
+            "the bounds are shares from 0 to 1, the smallest first"
         )
-    if kind == "auto":
-        kind = kind_of(array)
-    if kind == "binary":
-        # Any value counts: other tools write 1 for the object.
-        labels = (array != 0).astype(np.int32)
-        return Objects(labels, (int(array.max()),) if labels.any() else (), None)
-    void = array == VOID if array.dtype == np.uint8 else np.zeros(0, np.bool_)
-    stored = np.where(void, 0, array) if void.any() else array
-    values = [value for value in _values(stored) if value != 0]
-    labels, ids = _components(stored, values) if kind == "class" else _ordered(stored, values)
-    return Objects(labels, ids, void if void.any() else None)
+    return low, high
 
 
-_SMALL = 1 << 16  # ids up to here are looked up in tables, which is much faster than sorting
+def _refs(place: Place, pair: Pair, entry: Indexed, low: float, high: float) -> list[ObjectRef]:
+    height, width = entry.size_hw
+
+    def ref(number: int, found: Found) -> ObjectRef:
+        return ObjectRef(
+            f"{place.prefix}/{pair.name}/{number}",
+            place.part.name,
+            pair.image,
+            number,
+            found.area,
+            entry.size_hw,
+            found.category,
+            pair.maps[found.source],
+            found.label,
+            place.part.meaning,
+        )
+
+    return [
+        ref(number, found)
+        for number, found in enumerate(entry.objects)
+        if low * height * width <= found.area <= high * height * width
+    ]
 
 
-def _values(array: NDArray[Any]) -> list[int]:
-    """List the values of a map in order."""
-    if array.dtype.itemsize <= 2 and array.dtype.kind == "u":
-        return np.flatnonzero(np.bincount(array.ravel())).tolist()
-    return [int(value) for value in np.unique(array)]
+def _patient(
+    on_progress: Callable[[int, int], None] | None,
+) -> Callable[[int, int], None] | None:
+    """Tell nothing of what takes no time."""
+    if on_progress is None:
+        return None
+    start = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        if time.monotonic() - start > _PATIENCE:
+            on_progress(done, total)
+
+    return told
 
 
-def _ordered(array: NDArray[Any], values: list[int]) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Number the ids of an instance map 1, 2, ... in the order of their values."""
-    if values and (values[-1] > _SMALL or values[0] < 0):
-        labels = np.searchsorted(np.array(values), array).astype(np.int32) + 1
-        labels[array == 0] = 0
-        return labels, tuple(values)
-    table = np.zeros(values[-1] + 1 if values else 1, np.int32)
-    table[values] = np.arange(1, len(values) + 1)
-    return table[array], tuple(values)
+def leaks(dataset: Dataset, trained_on: Iterable[str]) -> tuple[str, ...]:
+    """Name the parts of a data set that a model has been trained on: it must not be scored on them.
+
+    Names are compared without regard to case and punctuation. The name of a whole set stands for
+    its training part: a model trained on ``HQSeg44K`` has seen, among others, ``DUTS-TE``. Plain
+    folders are known by their names alone.
+
+    Args:
+        dataset: what is to be scored.
+        trained_on: names of data sets or parts, as a model's card lists them.
+    """
+    seen = {_plain_name(name) for name in trained_on}
+    for name, parts in SYNONYMS.items():
+        if _plain_name(name) in seen:
+            seen |= {_plain_name(part) for part in parts}
+    return tuple(name for name in dataset.sets if _plain_name(name) in seen)
 
 
-def _components(
-    array: NDArray[Any], values: list[int]
-) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Number the 8-connected components of each class of a class map."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtraError(
-            "class maps need OpenCV to find their connected components; "
-            'install it with: pip install "anyres[eval]"'
-        ) from error
-    labels = np.zeros(array.shape, np.int32)
-    ids: list[int] = []
-    for value in values:
-        mask = (array == value).astype(np.uint8)
-        count, parts = cv2.connectedComponents(mask, connectivity=8)
-        labels = np.where(parts > 0, parts + len(ids), labels).astype(np.int32)
-        ids += [value] * (count - 1)
-    return labels, tuple(ids)
-
-
-class FolderDataset:
-    """The pictures under ``root/images`` that have at least one map under ``root/masks``."""
-
-    def __init__(self, root: Path | str, *, kind: Kind = "auto") -> None:
-        """List the pictures and their maps; nothing is decoded yet.
-
-        Args:
-            root: folder that holds ``images/`` and ``masks/``.
-            kind: what the maps are, see `objects_of`.
-
-        Raises:
-            InputError: a folder that is missing, or no picture with a map in it.
-        """
-        self.root = Path(root)
-        self.kind: Kind = kind
-        if not (self.root / "images").is_dir():
-            raise InputError(
-                f"{self.root} has no folder images/; a data set has images/ and masks/"
-            )
-        self.entries = tuple(entry for entry in list_entries(self.root) if entry.maps)
-        if not self.entries:
-            raise InputError(f"no picture of {self.root}/images has a map <stem>.png in masks/")
-
-    def __len__(self) -> int:
-        """Count the pictures."""
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Entry:
-        """Return the paths of picture ``index``."""
-        return self.entries[index]
-
-    def __iter__(self) -> Iterator[Entry]:
-        """Go through the pictures in the order of their names."""
-        return iter(self.entries)
-
-    def picture(self, index: int) -> NDArray[np.uint8]:
-        """Read picture ``index`` as (H, W, 3) uint8 RGB."""
-        return read_image(self.entries[index].image)
-
-    def objects(self, index: int, number: int = 0) -> Objects:
-        """Read map ``number`` of picture ``index`` as objects."""
-        path = self.entries[index].maps[number]
-        return objects_of(read_mask(path), self.kind)
-
-
-def list_entries(root: Path) -> list[Entry]:
-    """List the pictures of ``root/images`` with their maps (perhaps none), by name."""
-    maps: dict[str, list[Path]] = {}
-    folder = root / "masks"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.suffix.lower() == ".png":
-            maps.setdefault(path.stem, []).append(path)
-    owners: dict[str, list[Path]] = {}
-    images = sorted(p for p in (root / "images").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    stems = {path.stem for path in images}
-    for stem, paths in maps.items():
-        owner = _owner(stem, stems)
-        if owner is not None:
-            owners.setdefault(owner, []).extend(paths)
-    return [Entry(path, tuple(owners.get(path.stem, []))) for path in images]
-
-
-def _owner(stem: str, stems: set[str]) -> str | None:
-    """Find the picture a map's stem belongs to; picture names may hold ``__`` themselves."""
-    if stem in stems:
-        return stem
-    cut = stem.rfind("__")
-    while cut > 0:
-        if stem[:cut] in stems:
-            return stem[:cut]
-        cut = stem.rfind("__", 0, cut)
-    return None
+def _plain_name(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -94,6 +94,7 @@ def read_mask(
     *,
     size_hw: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
+    brightest: bool = False,
 ) -> NDArray[Any]:
     """Read a map (mask) with its values as stored: no colour profile, no stretch.
 
@@ -107,6 +108,8 @@ def read_mask(
         source: a path, the bytes of a file, or a PIL image.
         size_hw: the (height, width) it must have, such as its picture's.
         max_pixels: limit on width times height, checked before anything is decoded.
+        brightest: take files in colour, too, with the largest of red, green and blue for a value;
+            a palette counts as the colours in it, and an alpha channel is ignored.
 
     Returns:
         (H, W) uint8, uint16 or int32, contiguous and writable.
@@ -120,7 +123,7 @@ def read_mask(
     from anyres.data.opening import open_picture
 
     with open_picture(source, max_pixels) as opened:
-        return unpacking.as_stored(opened, size_hw)
+        return unpacking.as_stored(opened, size_hw, brightest=brightest)
 
 
 def _check_type(source: object) -> None:

@@ -53,7 +53,9 @@ def as_seen(opened: Opened, stretch: pixels.Stretch) -> NDArray[np.uint8]:
     return seen
 
 
-def as_stored(opened: Opened, size_hw: tuple[int, int] | None) -> _Array:
+def as_stored(
+    opened: Opened, size_hw: tuple[int, int] | None, *, brightest: bool = False
+) -> _Array:
     """(H, W) of integers, see ``anyres.data.images.read_mask``."""
     name, picture = opened.name, opened.picture
     if isinstance(picture, Decoded):
@@ -62,12 +64,13 @@ def as_stored(opened: Opened, size_hw: tuple[int, int] | None) -> _Array:
         if size_hw is not None and sorted(picture.size) != sorted(size_hw):
             _refuse_size(name, (picture.height, picture.width), size_hw)  # before it is decoded
         with plain_errors(name):
-            array = _stored(opened, picture)
+            array = _stored(opened, picture, palette=not brightest)
             orientation = _orientation(picture)
         tell_of_pages(picture, name)
     if array.dtype.kind == "f":
         raise ImageError(f"{name} holds floats; a map holds integers: save it as 8 or 16 bits")
-    array = _own(pixels.turned(_one_channel(array, name), orientation))
+    flat = _brightest(array) if brightest else _one_channel(array, name)
+    array = _own(pixels.turned(flat, orientation))
     if size_hw is not None and array.shape != tuple(size_hw):
         _refuse_size(name, array.shape, size_hw)
     return array
@@ -80,17 +83,31 @@ def _refuse_size(name: str, found_hw: tuple[int, ...], size_hw: tuple[int, int])
     )
 
 
-def _stored(opened: Opened, picture: Image.Image) -> _Array:
+def _stored(opened: Opened, picture: Image.Image, *, palette: bool) -> _Array:
     deep = _decode(picture, opened.again, full=True)
     if deep is not None:
         return deep
     if picture.mode == "1":
         return np.asarray(picture).astype(np.uint8) * np.uint8(255)
+    if picture.mode == "P" and not palette:
+        colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(colours)] = colours
+        seen: _Array = table[np.asarray(picture)]
+        return seen
     if picture.mode in ("L", "P", "LA", "RGB", "RGBA"):
         return np.asarray(picture)
     raise ImageError(
         f"{opened.name} is a {picture.mode} picture; a map is grey or has a palette: save it so"
     )
+
+
+def _brightest(array: _Array) -> _Array:
+    """The largest of the colours, (H, W), alpha left out."""
+    if array.ndim == 2:
+        return array
+    largest: _Array = array[:, :, : 3 if array.shape[2] >= 3 else 1].max(axis=2)
+    return largest
 
 
 def _one_channel(array: _Array, name: str) -> _Array:

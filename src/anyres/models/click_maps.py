@@ -10,17 +10,56 @@ Shapes: B pictures, P prompts (prompt p belongs to picture p // (P // B)), N poi
 map, (h, w) token grid; maps at stride 4 are (4h, 4w). Coordinates are XY in input pixels.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.models.layers import StridedConv2d
+from anyres.models.layers import SiLU, StridedConv2d, each, rows
+from anyres.ops.precision import wide
 
 MAP_CHANNELS = 15
 # Scales of the squared colour difference, in units of the normalised input (std 1).
 COLOUR_SCALES = (0.1, 1.0)
 # Width of the bump at a click, in pixels of stride 4.
 CLICK_SIGMA = 1.5
+# Beyond so many pixels of stride 4 the bump of a click is below 1e-8.
+CLICK_REACH = 9
+# Stands for the likeness to no click at all; times 0 it is not NaN.
+NOTHING = -1e9
+# Float32 numbers compared at once. On CPUs they stay in the cache.
+_NUMBERS = {"cpu": 2**20}
+_NUMBERS_ELSEWHERE = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """What clicks on a picture are compared with, the same for all of them.
+
+    Attributes:
+        maps: features at strides 4, 8 and 16 as they are, (B, c, ., .) each.
+        lengths: one over their length at each pixel, (B, 1, ., .), float32 or wider.
+        colours: normalised colours at stride 4 and a 1, (B, 4, 4h, 4w), float32 or wider.
+        squares: their squared length, (B, 1, 4h, 4w).
+    """
+
+    maps: tuple[Tensor, ...]
+    lengths: tuple[Tensor, ...]
+    colours: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, maps: tuple[Tensor, ...], pixels_s4: Tensor) -> "Landmarks":
+        """Measure features (B, c, ., .) at strides 4, 8 and 16 and colours (B, 3, 4h, 4w)."""
+        colours = F.pad(wide(pixels_s4), (0, 0, 0, 0, 0, 1), value=1.0)
+        lengths = tuple(
+            torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=colours.dtype)
+            .clamp_min(1e-12)
+            .reciprocal()
+            for x in maps
+        )
+        return cls(maps, lengths, colours, wide(pixels_s4).square().sum(1, True))
 
 
 class ClickMaps(nn.Module):
@@ -30,9 +69,9 @@ class ClickMaps(nn.Module):
         super().__init__()
         widths = (*details, dim)
         self.sharpness = nn.Parameter(torch.full((3,), 2.0))  # log of t in exp(t (cos - 1))
-        self.to_s4 = nn.Sequential(nn.Conv2d(MAP_CHANNELS, 24, 3, padding=1), nn.SiLU())
-        self.to_s8 = nn.Sequential(nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.SiLU())
-        self.to_s16 = nn.Sequential(StridedConv2d(48, dim, 3, stride=2, padding=1), nn.SiLU())
+        self.to_s4 = nn.Sequential(nn.Conv2d(MAP_CHANNELS, 24, 3, padding=1), SiLU())
+        self.to_s8 = nn.Sequential(nn.Conv2d(24, 48, 3, stride=2, padding=1), SiLU())
+        self.to_s16 = nn.Sequential(StridedConv2d(48, dim, 3, stride=2, padding=1), SiLU())
         self.out_s4 = nn.Conv2d(24, dim // 8, 1)
         self.out_s8 = nn.Conv2d(48, dim // 4, 1)
         self.out_s16 = nn.Conv2d(dim, dim, 1)
@@ -40,8 +79,7 @@ class ClickMaps(nn.Module):
 
     def forward(
         self,
-        maps: tuple[Tensor, Tensor, Tensor],
-        pixels_s4: Tensor,
+        landmarks: Landmarks,
         points: tuple[Tensor, Tensor] | None,
         boxes: Tensor | None,
         masks: Tensor | None,
@@ -50,8 +88,7 @@ class ClickMaps(nn.Module):
         """Compute the dense prompts.
 
         Args:
-            maps: features of the picture at strides 4, 8 and 16, (B, c, ., .) each.
-            pixels_s4: normalised colours at stride 4, (B, 3, 4h, 4w).
+            landmarks: of the pictures.
             points: coordinates (P, N, 2) and labels (P, N): 1, 0, or -1 for none.
             boxes: (P, 4) XYXY.
             masks: previous logits (P, 1, 4h, 4w).
@@ -61,110 +98,131 @@ class ClickMaps(nn.Module):
             Dense prompts at strides 4, 8 and 16, (P, dim/8, 4h, 4w), (P, dim/4, 2h, 2w) and
             (P, dim, h, w); and additions to the tokens of the points, (P, N, dim).
         """
-        size_hw = (pixels_s4.shape[2], pixels_s4.shape[3])
-        places = _Places(size_hw, pixels_s4.device)
-        dtype = maps[0].dtype
-        channels, tokens = [], None
+        colours, dtype = landmarks.colours, landmarks.maps[0].dtype
+        size_hw = (colours.shape[2], colours.shape[3])
+        tokens = None
         if points is None:
-            channels.append(pixels_s4.new_zeros(prompts, 12, *size_hw, dtype=dtype))
+            channels = [colours.new_zeros(prompts, 12, *size_hw)]
         else:
-            similar, features = self._affinity(maps, pixels_s4, *points)
-            bumps = _extreme(places.bumps(points[0]), points[1])
-            channels += [similar.to(dtype), bumps.to(dtype)]
+            channels, features = self._likeness(landmarks, *points)
+            channels.append(_bumps(*points, size_hw))
             known = (points[1] >= 0).to(dtype)[..., None]
             tokens = self.to_token(features) * known
-        channels.append(places.inside(boxes, prompts).to(dtype))
-        channels += _previous(masks, prompts, size_hw, channels[-1])
-        s4 = self.to_s4(torch.cat(channels, 1))
+        channels.append(_inside(boxes, prompts, colours))
+        channels += _previous(masks, prompts, colours)
+        stacked = torch.cat([channel.to(dtype) for channel in channels], 1)
+        stacked = stacked.contiguous(memory_format=torch.channels_last)
+        s4 = self.to_s4(stacked)
         s8 = self.to_s8(s4)
         s16 = self.to_s16(s8)
         return (self.out_s4(s4), self.out_s8(s8), self.out_s16(s16)), tokens
 
-    def _affinity(
-        self, maps: tuple[Tensor, ...], pixels_s4: Tensor, xy: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Likeness to the clicks, (P, 10, 4h, 4w), and the features at the clicks (P, N, sum c)."""
-        size_hw = pixels_s4.shape[2:]
+    def _likeness(
+        self, landmarks: Landmarks, xy: Tensor, labels: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Likeness to the clicks, (P, 2, 4h, 4w) each, and the features at them (P, N, sum c).
+
+        What is most alike is sought before the exponential, which keeps the order.
+        """
         likeness, features = [], []
-        for i, features_map in enumerate(maps):
-            normal = F.normalize(features_map, dim=1)
-            at_click = _sample(normal, xy, stride=4 * 2**i)
-            cosine = _compare(at_click, normal)
-            similar = torch.exp(self.sharpness[i].exp() * (cosine - 1))
-            similar = _extreme(similar, labels)
+        for i, (features_map, lengths) in enumerate(
+            zip(landmarks.maps, landmarks.lengths, strict=True)
+        ):
+            stride = 4 * 2**i
+            at_click = wide(_sample(features_map, xy, stride)) * _sample(lengths, xy, stride)
+            cosine = _largest_products(at_click, features_map, labels) * each(lengths, len(xy))
+            similar = _exp(self.sharpness[i].exp() * (cosine - 1))
             if i:
+                size_hw = landmarks.colours.shape[2:]
                 similar = F.interpolate(similar, size=size_hw, mode="bilinear", align_corners=False)
             likeness.append(similar)
-            features.append(at_click)
-        colour = _sample(pixels_s4, xy, stride=4)
+            features.append(at_click.to(features_map.dtype))
+        colour = _sample(landmarks.colours, xy, stride=4)[..., :3]
         # |a - b|² = |a|² - 2 ab + |b|², so that no (P, N, 3, 4h, 4w) is built.
-        norm_map = pixels_s4.square().sum(1)[:, None]
-        norm_click = colour.square().sum(-1)[..., None, None]
-        product = _compare(colour, pixels_s4)
-        repeat = product.shape[0] // norm_map.shape[0]
-        squared = (norm_click - 2 * product + norm_map.repeat_interleave(repeat, 0)).clamp_min(0)
-        likeness += [_extreme(torch.exp(-squared / scale), labels) for scale in COLOUR_SCALES]
-        return torch.cat(likeness, 1), torch.cat(features, -1)
+        # The largest of (2a, -|a|²) times (b, 1) is the nearest.
+        extended = torch.cat([2 * colour, -colour.square().sum(-1, True)], -1)
+        largest = _largest_products(extended, landmarks.colours, labels)
+        squared = (each(landmarks.squares, len(xy)) - largest).clamp_min(0)
+        likeness += [_exp(-squared / scale) for scale in COLOUR_SCALES]
+        return likeness, torch.cat(features, -1)
 
 
-class _Places:
-    """Where things are, on the grid of stride 4."""
-
-    def __init__(self, size_hw: tuple[int, int], device: torch.device) -> None:
-        height, width = size_hw
+def _bumps(xy: Tensor, labels: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A Gaussian bump at each click, the highest of each label, (P, 2, 4h, 4w) float32."""
+    xy = xy.float() + 0.5  # a click means the centre of its pixel
+    reach = torch.arange(-CLICK_REACH, CLICK_REACH + 1, device=xy.device)
+    bumps, cells = [], []
+    for axis, cells_there in enumerate(reversed(size_hw)):
+        at = xy[..., axis, None]
+        cell = (at / 4).floor().long() + reach
         # Centres of the pixels of stride 4, in input pixels.
-        self.y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * 4
-        self.x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * 4
-
-    def bumps(self, xy: Tensor) -> Tensor:
-        """A Gaussian bump at each point, (P, N, 4h, 4w)."""
-        xy = xy.float() + 0.5  # a click means the centre of its pixel
-        scale = -0.5 / (4 * CLICK_SIGMA) ** 2
-        bump_x = torch.exp(scale * (self.x - xy[..., :1]).square())
-        bump_y = torch.exp(scale * (self.y - xy[..., 1:]).square())
-        return bump_y[..., :, None] * bump_x[..., None, :]
-
-    def inside(self, boxes: Tensor | None, prompts: int) -> Tensor:
-        """1 inside the box, 0 elsewhere, (P, 1, 4h, 4w)."""
-        if boxes is None:
-            return self.x.new_zeros(prompts, 1, len(self.y), len(self.x))
-        x0, y0, x1, y1 = boxes.float()[..., None].unbind(1)
-        columns = (self.x >= x0) & (self.x <= x1)
-        rows = (self.y >= y0) & (self.y <= y1)
-        return (rows[:, None, :, None] & columns[:, None, None, :]).float()
+        bump = torch.exp((-0.5 / (4 * CLICK_SIGMA) ** 2) * ((cell + 0.5) * 4 - at).square())
+        bumps.append(bump * ((cell >= 0) & (cell < cells_there)))
+        cells.append(cell.clamp(0, cells_there - 1))
+    bump = bumps[1][..., :, None] * bumps[0][..., None, :]
+    height, width = size_hw
+    index = cells[1][..., :, None] * width + cells[0][..., None, :]
+    index = index + (labels == 0)[..., None, None] * (height * width)
+    bump = bump * (labels >= 0)[..., None, None]
+    out = bump.new_zeros(len(xy), 2 * height * width)
+    out.scatter_reduce_(1, index.flatten(1), bump.flatten(1), "amax")
+    maps: Tensor = out.unflatten(1, (2, *size_hw))
+    return maps
 
 
-def _previous(
-    masks: Tensor | None, prompts: int, size_hw: tuple[int, int], like: Tensor
-) -> list[Tensor]:
+def _inside(boxes: Tensor | None, prompts: int, like: Tensor) -> Tensor:
+    """1 inside the box, 0 elsewhere, (P, 1, 4h, 4w)."""
+    height, width = like.shape[2:]
+    if boxes is None:
+        return like.new_zeros(prompts, 1, height, width)
+    # Centres of the pixels of stride 4, in input pixels.
+    y, x = ((torch.arange(n, device=like.device) + 0.5) * 4 for n in (height, width))
+    x0, y0, x1, y1 = boxes.float()[..., None].unbind(1)
+    rows, columns = (y >= y0) & (y <= y1), (x >= x0) & (x <= x1)
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(like.dtype)
+
+
+def _previous(masks: Tensor | None, prompts: int, like: Tensor) -> list[Tensor]:
     """The previous mask in -1 .. 1, and whether there is one."""
     if masks is None:
-        return [like.new_zeros(prompts, 2, *size_hw)]
-    squashed = torch.tanh(masks.float() / 4).to(like.dtype)
+        return [like.new_zeros(prompts, 2, *like.shape[2:])]
+    squashed = torch.tanh(masks.to(like.dtype) / 4)
     return [squashed, torch.ones_like(squashed)]
 
 
 def _sample(map_BcHW: Tensor, xy_PN2: Tensor, stride: int) -> Tensor:
     """Features of the cells that the points lie in, (P, N, c)."""
-    batch, channels, height, width = map_BcHW.shape
-    prompts, points, _ = xy_PN2.shape
+    batch, _, height, width = map_BcHW.shape
     column = (xy_PN2[..., 0] / stride).floor().long().clamp(0, width - 1)
     row = (xy_PN2[..., 1] / stride).floor().long().clamp(0, height - 1)
-    index = (row * width + column).reshape(batch, 1, -1).expand(-1, channels, -1)
-    return map_BcHW.flatten(2).gather(2, index).transpose(1, 2).reshape(prompts, points, channels)
+    prompts = len(xy_PN2)
+    picture = torch.arange(prompts, device=row.device)[:, None] // max(1, prompts // batch)
+    found: Tensor = map_BcHW.permute(0, 2, 3, 1)[picture, row, column]
+    return found
 
 
-def _compare(at_click_PNc: Tensor, map_BcHW: Tensor) -> Tensor:
-    """Dot products of the clicks' features with every pixel's, (P, N, H, W)."""
-    batch, channels, height, width = map_BcHW.shape
-    prompts, points, _ = at_click_PNc.shape
-    product = at_click_PNc.reshape(batch, -1, channels) @ map_BcHW.flatten(2)
-    return product.reshape(prompts, points, height, width)
+def _largest_products(at_click_PNc: Tensor, map_BcHW: Tensor, labels_PN: Tensor) -> Tensor:
+    """The largest product of a pixel's features with any click's, for each label (P, 2, H, W)."""
+    found = []
+    # Picture by picture: torch copies transposed batches before it multiplies them.
+    pictures = len(map_BcHW)
+    for clicks, labels, pixels in zip(
+        at_click_PNc.chunk(pictures), labels_PN.chunk(pictures), rows(map_BcHW), strict=True
+    ):
+        numbers = _NUMBERS.get(pixels.device.type, _NUMBERS_ELSEWHERE)
+        step = max(1, numbers // max(labels.numel(), pixels.shape[1]))
+        parts = []
+        for block in pixels.split(step):
+            products = (clicks.flatten(0, 1) @ wide(block).t()).unflatten(0, labels.shape)
+            largest = [
+                (products + (labels != label)[..., None] * NOTHING).amax(1) for label in (1, 0)
+            ]
+            parts.append(torch.stack(largest, 1))
+        found.append(torch.cat(parts, 2))
+    maps: Tensor = torch.cat(found).unflatten(2, map_BcHW.shape[2:])
+    return maps
 
 
-def _extreme(maps_PNHW: Tensor, labels_PN: Tensor) -> Tensor:
-    """Maxima over the positive and over the negative points, (P, 2, H, W); 0 where none is."""
-    return torch.stack(
-        [(maps_PNHW * (labels_PN == label)[..., None, None]).amax(1) for label in (1, 0)],
-        dim=1,
-    )
+def _exp(x: Tensor) -> Tensor:
+    """The exponential; at most 2e-35 counts as nothing: denormal numbers take CPUs long."""
+    return x.clamp_min(-80).exp()

@@ -1,8 +1,12 @@
 """The parts of HRSAM's encoders (arXiv 2407.02109): window blocks and the cycle-scan between them.
 
+On a CPU and without gradients both go through a picture in parts (``ops.threads``): everything in a
+block is local to its windows, so a few windows go through a whole block at a time, on one thread,
+and nothing of the picture's size is made but the answer.
+
 Parameter names are those of the official state dict.
 
-Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
+Shapes: B pictures, (h, w) token grid, C channels, L = h * w; H heads, D channels of a head.
 """
 
 import torch
@@ -10,9 +14,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
-from anyres.ops.rope import rotate
+from anyres.ops.rope import split_pairs, turn_table
 from anyres.ops.scan import cycle_scan
-from anyres.ops.windows import WindowPlan, merge, partition
+from anyres.ops.threads import runs_in_parts, share
+from anyres.ops.window_attention import Slots, attend_windows
+from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
+
+# Tokens that go through a block at a time. Enough for what a product costs however small it is;
+# few enough for what they become to stay in the cache, and for all threads to find work.
+PART = 1024
+
+
+class _Projection:
+    """A block's ``qkv`` made ready for ``attend_windows``, and what its windows share."""
+
+    def __init__(self, attention: "WindowAttention", rope: tuple[Tensor, Tensor]) -> None:
+        linear, heads = attention.qkv, attention.heads
+        self._sizes = (3, heads, -1)
+        self._weight, self._bias = (_ready(x, heads) for x in (linear.weight, linear.bias))
+        cos, sin = turn_table(*rope, like=linear.weight)
+        side = round(len(cos) ** 0.5)
+        pad = self(attention.padding)[0]
+        shape = (side, side, -1)
+        self.slots = Slots(cos.view(shape), sin.view(shape), pad)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (..., 3, H, D) of tokens (..., C)."""
+        qkv: Tensor = F.linear(x, self._weight, self._bias).unflatten(-1, self._sizes)
+        return qkv
+
+
+def _ready(rows: Tensor, heads: int) -> Tensor:
+    """Rows of ``qkv``: pairs apart for the rotation, the scale of the scores in the queries."""
+    q, k, v = rows.unflatten(0, (3, heads, -1))
+    q, k = split_pairs(q * q.shape[1] ** -0.5), split_pairs(k)
+    return torch.stack([q, k, v]).flatten(0, 2)
 
 
 class WindowAttention(nn.Module):
@@ -26,17 +62,26 @@ class WindowAttention(nn.Module):
         self.padding = nn.Parameter(torch.zeros(1, dim))
 
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Attend within the plan's windows; shape kept."""
-        # The padding vector is projected once, not once a slot.
-        pad = self.qkv(self.padding)[0]
-        windows = partition(self.qkv(x_BhwC), plan, pad)
-        q, k, v = windows.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        # Written out: on CPUs batched products beat the fused call at window sizes.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        out = scores.softmax(-1) @ v
-        merged: Tensor = self.proj(merge(out.transpose(1, 2).flatten(2), plan))
-        return merged
+        """Attend within the plan's windows, all at once; shape kept."""
+        project = _Projection(self, rope)
+        side, slots = plan.window, project.slots
+        windows = partition(project(x_BhwC).flatten(3), plan, slots.pad_3HD.flatten())
+        whole = Span(0, 1, side, 0)
+        qkv = windows.unflatten(1, (side, side)).unflatten(3, slots.pad_3HD.shape)
+        out = attend_windows(qkv, whole, whole, slots)
+        attended: Tensor = self.proj(merge(out.flatten(1, 2), plan))
+        return attended
+
+    def attend_group(self, x_ByxC: Tensor, group: Group, project: _Projection) -> Tensor:
+        """Attend within the windows of a group, from its tokens; shape kept."""
+        qkv = project(x_ByxC)
+        sizes = [span.stop - span.start for span in group.columns]
+        parts = [
+            attend_windows(part, group.rows, span, project.slots)
+            for part, span in zip(qkv.split(sizes, 2), group.columns, strict=True)
+        ]
+        attended: Tensor = self.proj(torch.cat(parts, 2) if len(parts) > 1 else parts[0])
+        return attended
 
 
 class _MLP(nn.Module):
@@ -63,9 +108,23 @@ class Block(nn.Module):
 
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Shape kept."""
+        if runs_in_parts(x_BhwC):
+            return self._in_groups(x_BhwC, plan, rope)
         x = x_BhwC + self.attn(self.norm1(x_BhwC), plan, rope)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+    def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
+        project = _Projection(self.attn, rope)
+        out_BhwC = torch.empty_like(x_BhwC, memory_format=torch.contiguous_format)
+
+        def run(group: Group) -> None:
+            tokens = x_BhwC[group.place]
+            x = self.attn.attend_group(self.norm1(tokens), group, project).add_(tokens)
+            torch.add(x, self.mlp(self.norm2(x)), out=out_BhwC[group.place])
+
+        share(run, plan.groups(PART // len(x_BhwC)))
+        return out_BhwC
 
 
 class CycleScan(nn.Module):
@@ -88,12 +147,48 @@ class CycleScan(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Shape kept; L in raster order."""
+        if runs_in_parts(x_BLC):
+            return self._in_parts(x_BLC)
+        u, gate, delta, b, c = self._before(x_BLC)
+        return self._after(x_BLC, self._scan(u, delta, b, c), gate)
+
+    def _before(self, x_BLC: Tensor) -> tuple[Tensor, ...]:
+        """What is scanned: input, gate, steps, input weights and output weights."""
         u, gate = self.in_proj(self.in_norm(x_BLC)).chunk(2, dim=-1)
         delta, b, c = self.ssm_proj(u).split(self.sizes, dim=-1)
         wide = torch.promote_types(delta.dtype, torch.float32)
         delta = F.softplus(delta.to(wide) + self.ssm_proj_bias.to(wide))
-        a = -torch.exp(self.As_log.to(wide))
-        y = cycle_scan(u, delta, a, b, c, self.Ds, self.gamma[..., 0])
-        y = self.out_norm(y.to(x_BLC.dtype))
-        out: Tensor = x_BLC + self.out_proj(gate * y)
+        return u, gate, delta, b, c
+
+    def _scan(self, u_BLC: Tensor, delta_BLC: Tensor, b_BLN: Tensor, c_BLN: Tensor) -> Tensor:
+        a = -torch.exp(self.As_log.to(delta_BLC.dtype))
+        return cycle_scan(u_BLC, delta_BLC, a, b_BLN, c_BLN, self.Ds, self.gamma[..., 0])
+
+    def _after(self, x_BLC: Tensor, y_BLC: Tensor, gate_BLC: Tensor) -> Tensor:
+        y = self.out_norm(y_BLC.to(x_BLC.dtype))
+        out: Tensor = x_BLC + self.out_proj(gate_BLC * y)
         return out
+
+    def _in_parts(self, x_BLC: Tensor) -> Tensor:
+        batch, length, dim = x_BLC.shape
+        parts = [slice(i, i + PART) for i in range(0, length, PART)]
+        wide = torch.promote_types(x_BLC.dtype, torch.float32)
+        state = self.sizes[1]
+        u, delta, b, c = (
+            x_BLC.new_empty(batch, length, size, dtype=wide) for size in (dim, dim, state, state)
+        )
+        gate = x_BLC.new_empty(batch, length, dim)
+
+        def before(part: slice) -> None:
+            made = self._before(x_BLC[:, part])
+            for whole, piece in zip((u, gate, delta, b, c), made, strict=True):
+                whole[:, part] = piece
+
+        share(before, parts)
+        y = self._scan(u, delta, b, c)
+
+        def after(part: slice) -> None:
+            gate[:, part] = self._after(x_BLC[:, part], y[:, part], gate[:, part])
+
+        share(after, parts)
+        return gate

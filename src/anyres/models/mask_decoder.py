@@ -8,11 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import MLP, LayerNorm2d, MLPBlock
+from anyres.models.layers import MLP, DoublingConv2d, LayerNorm2d, MLPBlock, SiLU, each, rows
+from anyres.ops.precision import wide
+
+# Upscaled pixels at once. On CPUs their float32 channels stay in the cache.
+_PIXELS = {"cpu": 2**15}
+_PIXELS_ELSEWHERE = 2**26
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width may be smaller than its model width."""
+    """Multi-head attention whose inner width may be smaller than its model width.
+
+    Tokens are few (T of them, H heads), image tokens are many (n). Where one side is the image, its
+    projection is moved over to the tokens' side: ``q (x Wk)ᵀ`` is ``(q Wkᵀ) xᵀ``, and ``a (x Wv)``
+    is ``(a x) Wv``. The image then takes part in two products with H * T columns and is never
+    projected; nothing is left that could be computed once a picture.
+    """
 
     def __init__(self, dim: int, heads: int, downsample: int = 1) -> None:
         super().__init__()
@@ -24,20 +35,57 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend from q (P, Tq, C) to k and v (P, Tk, C); gives (P, Tq, C)."""
-        q, k, v = (
-            self._split(layer(x))
-            for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        )
+        """Attend from tokens q (P, T, C) to tokens k and v (P, T', C); gives (P, T, C)."""
+        q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self.v_proj(v)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        # Written out: with few tokens on one side this is faster on CPUs than the fused call.
-        out = scores.softmax(-1) @ v
-        merged: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return merged
+        # Written out: with few tokens this is faster on CPUs than the fused call.
+        return self._merge(scores.softmax(-1) @ self._split(v))
+
+    def from_image(self, q: Tensor, k_image: Tensor, v_image: Tensor) -> Tensor:
+        """Attend from tokens q (P, T, C) to the image (P, n, C); gives (P, T, C)."""
+        q = self._split(self.q_proj(q))
+        q = q * q.shape[-1] ** -0.5
+        weight, bias = self._heads(self.k_proj)
+        scores = torch.baddbmm(
+            (q @ bias[..., None]).flatten(1, 2),
+            (q @ weight).flatten(1, 2),
+            k_image.transpose(1, 2),
+        )
+        seen = (scores.softmax(-1) @ v_image).unflatten(1, (self.heads, -1))
+        weight, bias = self._heads(self.v_proj)
+        return self._merge(seen @ weight.transpose(1, 2) + bias[:, None])
+
+    def to_image(self, image: Tensor, q_image: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add to the image (P, n, C) what q_image (P, n, C) attends to in tokens k, v (P, T, C)."""
+        k = self._split(self.k_proj(k))
+        k = k * k.shape[-1] ** -0.5
+        weight, bias = self._heads(self.q_proj)
+        scores = torch.baddbmm(
+            (k @ bias[..., None]).flatten(1, 2),
+            (k @ weight).flatten(1, 2),
+            q_image.transpose(1, 2),
+        )
+        # A softmax along the middle: along T in memory it takes ten times as long on CPUs.
+        attention = scores.unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2)
+        # The weights of each head sum to 1, so every head brings its share of the bias.
+        out_weight = self.out_proj.weight.t().unflatten(0, (self.heads, -1))
+        values = self._split(self.v_proj(v)) @ out_weight + self.out_proj.bias / self.heads
+        return torch.baddbmm(image, attention.transpose(1, 2), values.flatten(1, 2))
 
     def _split(self, x: Tensor) -> Tensor:
+        """(P, T, H * d) to (P, H, T, d)."""
         split: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
         return split
+
+    def _merge(self, x: Tensor) -> Tensor:
+        merged: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))
+        return merged
+
+    def _heads(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weights (H, d, C) and bias (H, d) of each head."""
+        return layer.weight.unflatten(0, (self.heads, -1)), layer.bias.unflatten(
+            0, (self.heads, -1)
+        )
 
 
 class TwoWayBlock(nn.Module):
@@ -66,11 +114,11 @@ class TwoWayBlock(nn.Module):
             q = tokens + token_pe
             tokens = tokens + self.self_attn(q, q, tokens)
         tokens = self.norm1(tokens)
-        k = image + image_pe
-        tokens = tokens + self.cross_attn_token_to_image(tokens + token_pe, k, image)
-        tokens = self.norm2(tokens)
+        placed = image + image_pe
+        seen = self.cross_attn_token_to_image.from_image(tokens + token_pe, placed, image)
+        tokens = self.norm2(tokens + seen)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = image + self.cross_attn_image_to_token(k, tokens + token_pe, tokens)
+        image = self.cross_attn_image_to_token.to_image(image, placed, tokens + token_pe, tokens)
         return tokens, self.norm4(image)
 
 
@@ -88,7 +136,9 @@ class TwoWayTransformer(nn.Module):
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)
-        attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        attended = self.final_attn_token_to_image.from_image(
+            tokens + token_pe, image + image_pe, image
+        )
         return self.norm_final_attn(tokens + attended), image
 
 
@@ -108,10 +158,10 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(masks, dim)
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
+            DoublingConv2d(dim, dim // 4),
             LayerNorm2d(dim // 4),
             nn.GELU(),
-            nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
+            DoublingConv2d(dim // 4, dim // 8),
             nn.GELU(),
         )
         self.output_hypernetworks_mlps = nn.ModuleList(
@@ -120,72 +170,115 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(dim, config.iou_hidden, masks, config.iou_depth)
         self.detail_s4: nn.Module | None = None
         self.detail_s8: nn.Module | None = None
-        self.direct: nn.Module | None = None
+        self.direct: nn.Sequential | None = None
         if details is not None:
             self.detail_s4 = nn.Conv2d(details[0], dim // 8, 1)
             self.detail_s8 = nn.Conv2d(details[1], dim // 4, 1)
             self.direct = nn.Sequential(
                 nn.Conv2d(dim // 8, dim // 8, 3, padding=1),
-                nn.SiLU(),
+                SiLU(),
                 nn.Conv2d(dim // 8, masks, 1),
             )
 
-    def forward(
-        self,
-        image_PChw: Tensor,
-        image_pe_1Chw: Tensor,
-        sparse_PTC: Tensor,
-        details: tuple[Tensor, ...] = (),
-        dense_details: tuple[Tensor, ...] = (),
-    ) -> tuple[Tensor, Tensor]:
-        """Predict all masks.
+    def project(self, details: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What upscaling adds of a picture, the same for all its prompts.
 
         Args:
-            image_PChw: image embedding plus dense prompt, one for each prompt.
-            image_pe_1Chw: dense positions.
-            sparse_PTC: prompt tokens.
-            details: the stem's maps at strides 4 and 8, (P or 1 or B, c, 4h, 4w) and (…, 2h, 2w).
-            dense_details: dense prompts at strides 4 and 8, added to the projected details.
+            details: the stem's maps at strides 4 and 8, (B, c, 4h, 4w) and (B, c', 2h, 2w).
 
         Returns:
-            Logits (P, M, 4h, 4w) and predicted IoU (P, M); mask 0 is the single-mask output.
+            The same sizes with C / 8 and C / 4 channels; nothing where the model has no details.
         """
-        prompts, _, h, w = image_PChw.shape
+        if self.detail_s4 is None or self.detail_s8 is None:
+            return ()
+        return self.detail_s4(details[0]), self.detail_s8(details[1])
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor | None = None,
+        multimask_output: bool | None = None,
+        details: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks; names and order are Segment Anything's.
+
+        Args:
+            image_embeddings: (B, C, h, w). Prompt p is for picture p // (P // B).
+            image_pe: dense positions, (1, C, h, w).
+            sparse_prompt_embeddings: prompt tokens, (P, T, C).
+            dense_prompt_embeddings: (P, C, h, w), or None where the embeddings hold them already.
+            multimask_output: True gives the masks for ambiguous prompts, False the single one, None
+                all, the single one first. Only what is given is computed.
+            details: what ``project`` gave of the B pictures, or that with dense prompts added, for
+                each of the P prompts.
+
+        Returns:
+            Logits (P, M, 4h, 4w) and predicted IoU (P, M).
+        """
+        sparse = sparse_prompt_embeddings
+        prompts = len(sparse)
+        image = each(image_embeddings, prompts)
+        if dense_prompt_embeddings is not None:
+            image = image + dense_prompt_embeddings
+        image = image.expand(prompts, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(prompts, -1, -1), sparse_PTC], dim=1)
-        image = image_PChw.flatten(2).transpose(1, 2)
-        image_pe = image_pe_1Chw.flatten(2).transpose(1, 2)
-        tokens, image = self.transformer(image, image_pe, tokens)
-        image = image.transpose(1, 2).unflatten(2, (h, w))
-        upscaled = self._upscale(image, details, dense_details)
-        mask_tokens = tokens[:, 1 : 1 + len(self.output_hypernetworks_mlps)]
+        tokens = torch.cat([own.expand(prompts, -1, -1), sparse], dim=1)
+        tokens, flat = self.transformer(rows(image), rows(image_pe), tokens)
+        chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
+        heads = list(self.output_hypernetworks_mlps)
         hyper = torch.stack(
             [
                 mlp(token)
                 for mlp, token in zip(
-                    self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True
+                    heads[chosen], tokens[:, 1 : 1 + len(heads)].unbind(1)[chosen], strict=True
                 )
             ],
             dim=1,
         )
-        masks = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-        if self.direct is not None:
-            masks = masks + self.direct(upscaled)
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        grid = flat.unflatten(1, image.shape[2:])
+        logits = self._logits(grid, hyper, chosen, details)
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, chosen]
 
-    def _upscale(
-        self, image: Tensor, details: tuple[Tensor, ...], dense: tuple[Tensor, ...]
+    def _logits(
+        self,
+        image_PhwC: Tensor,
+        hyper_PMc: Tensor,
+        chosen: slice,
+        details: tuple[Tensor, ...],
     ) -> Tensor:
-        if self.detail_s4 is None or self.detail_s8 is None:
-            out: Tensor = self.output_upscaling(image)
-            return out
+        """Upscale the image and multiply, in strips of token rows: each token makes its own 4 x 4.
+
+        Returns:
+            (P, M, 4h, 4w), float32 or wider.
+        """
+        prompts, height, width, _ = image_PhwC.shape
+        details = tuple(each(map_, prompts) for map_ in details)
+        pixels = _PIXELS.get(image_PhwC.device.type, _PIXELS_ELSEWHERE)
+        step = height if torch.is_grad_enabled() else max(1, pixels // (16 * prompts * width))
+        products, fine = [], []
+        for start in range(0, height, step):
+            part = [
+                map_[:, :, k * start : k * (start + step)]
+                for map_, k in zip(details, (4, 2), strict=False)
+            ]
+            strip = self._upscale(image_PhwC[:, start : start + step], part)
+            products.append(wide(hyper_PMc) @ rows(strip).transpose(1, 2))
+            if self.direct is not None:
+                fine.append(strip.to(image_PhwC.dtype))
+        logits: Tensor = torch.cat(products, 2).unflatten(2, (4 * height, 4 * width))
+        if self.direct is not None:
+            conv, act, last = self.direct
+            x = act(conv(torch.cat(fine, 2)))
+            weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+            logits = logits + F.conv2d(x, weight[chosen], bias[chosen])
+        return logits
+
+    def _upscale(self, image_PhwC: Tensor, details: list[Tensor]) -> Tensor:
+        """(P, C / 8, 4h, 4w), float32 or wider, channels last in memory."""
         up1, norm, act, up2, act2 = self.output_upscaling
-        detail4, detail8 = self.detail_s4(details[0]), self.detail_s8(details[1])
-        repeat = image.shape[0] // detail4.shape[0]
-        if repeat > 1:
-            detail4, detail8 = (d.repeat_interleave(repeat, 0) for d in (detail4, detail8))
-        if dense:
-            detail4, detail8 = detail4 + dense[0], detail8 + dense[1]
-        x = act(norm(up1(image) + detail8))
-        upscaled: Tensor = act2(up2(x) + detail4)
+        x = wide(up1(image_PhwC.permute(0, 3, 1, 2)))
+        x = up2(act(norm(x + details[1] if details else x)))
+        upscaled: Tensor = act2(x + details[0] if details else x)
         return upscaled

@@ -3,18 +3,35 @@
 Most blocks attend inside windows, a few over the whole grid (``ops.attention``). Positions are
 tables learned on a square grid. For another grid both axes of a table are resized by the factor of
 the long side, then the table is cropped: a rectangle's tokens get the positions they would have
-inside the padded square. Parameter names are those of the official state dict.
+inside the padded square. Global attention adapts to the number of tokens (BA-SAM, ``ops.length``);
+at the training length the encoder is SAM's, bit for bit. Parameter names are those of the official
+state dicts.
 
 Shapes: B pictures, (h, w) token grid, C channels.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import ViTConfig
-from anyres.models.layers import LayerNorm2d, MLPBlock, PatchEmbed, check_pixels, resize_table
-from anyres.ops.attention import RelativeTables, global_attention, window_attention
+from anyres.models.layers import (
+    FitCache,
+    LayerNorm2d,
+    MLPBlock,
+    PatchEmbed,
+    check_pixels,
+    resize_table,
+)
+from anyres.ops.attention import (
+    RelativeTables,
+    global_attention,
+    resize_relative_table,
+    window_attention,
+)
+from anyres.ops.length import LengthConfig, attention_scale, distance_growth, slopes
 
 
 class Attention(nn.Module):
@@ -26,11 +43,15 @@ class Attention(nn.Module):
         side: side of the square grid that the relative positions are learned on.
         window: side of the windows in tokens, or 0 for global attention.
         relative: whether there are relative positions.
+        length: how it adapts to other grids.
     """
 
-    def __init__(self, dim: int, heads: int, side: int, window: int, relative: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, side: int, window: int, relative: bool, length: LengthConfig
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.side = side
         self.window = window
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -39,22 +60,58 @@ class Attention(nn.Module):
         if relative:
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
+        self._fits = (FitCache(), FitCache())
+        self.adapt(length)
+
+    def adapt(self, length: LengthConfig) -> None:
+        """Adapt to other grids in another way; its parameters start anew."""
+        self.length = length
+        start = self.qkv.weight.detach().new_full((1,), length.coefficient)
+        learnable = length.learnable and not self.window
+        self.coefficient = nn.Parameter(start) if length.bias == "coefficient" else None
+        self.distance = nn.Parameter(start.clone()) if learnable else None
 
     def forward(self, x_BhwC: Tensor) -> Tensor:
         """Shape kept."""
         qkv = self.qkv(x_BhwC)
         if self.window:
             # SAM pads with zeros before the projection, which makes its bias of them.
-            out = window_attention(qkv, self.heads, self.window, self.qkv.bias, self._tables())
+            tables = self._tables(self.window)
+            out = window_attention(qkv, self.heads, self.window, self.qkv.bias, tables)
         else:
-            out = global_attention(qkv, self.heads, self._tables())
+            height, width = x_BhwC.shape[1:3]
+            scale = attention_scale(self.length, height * width, self.side**2)
+            tables = self._tables(max(height, width))
+            penalty = self._penalty(height * width)
+            out = global_attention(qkv, self.heads, tables, scale, penalty)
         projected: Tensor = self.proj(out)
         return projected
 
-    def _tables(self) -> RelativeTables | None:
+    def _tables(self, side: int) -> RelativeTables | None:
+        """For a square grid of this side."""
         if self.rel_pos_h is None or self.rel_pos_w is None:
             return None
-        return self.rel_pos_h, self.rel_pos_w
+        rows: Tensor = self.rel_pos_h
+        columns: Tensor = self.rel_pos_w
+        if side != self.side:
+            rows, columns = (
+                fits(table, side, lambda table: resize_relative_table(table, side))
+                for fits, table in zip(self._fits, (rows, columns), strict=True)
+            )
+        if self.coefficient is None:
+            return rows, columns
+        return rows * self.coefficient, columns * self.coefficient
+
+    def _penalty(self, tokens: int) -> Tensor | None:
+        """What a token of distance takes off the scores of each head."""
+        growth = distance_growth(self.length, tokens, self.side**2)
+        if growth == 0:
+            return None
+        weight = self.qkv.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        per_token = torch.tensor(slopes(self.heads), dtype=wide, device=weight.device) / self.side
+        strength = self.length.coefficient if self.distance is None else self.distance.to(wide)
+        return per_token * growth * strength
 
 
 class Block(nn.Module):
@@ -66,7 +123,9 @@ class Block(nn.Module):
         side = window or config.image_size // config.patch
         # 1e-6 is what SAM is built with; torch's own default is 1e-5.
         self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
-        self.attn = Attention(config.dim, config.heads, side, window, config.relative_positions)
+        self.attn = Attention(
+            config.dim, config.heads, side, window, config.relative_positions, config.length
+        )
         self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
         self.mlp = MLPBlock(config.dim, int(config.dim * config.mlp_ratio), F.gelu)
 
@@ -92,6 +151,7 @@ class ImageEncoderViT(nn.Module):
         side = config.image_size // config.patch
         self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.pos_embed: nn.Parameter | None = None
+        self._fit = FitCache()
         if config.absolute_positions:
             self.pos_embed = nn.Parameter(torch.randn(1, side, side, config.dim) * 0.02)
         self.blocks = nn.ModuleList(
@@ -123,13 +183,30 @@ class ImageEncoderViT(nn.Module):
         embedding: Tensor = self.neck(tokens.permute(0, 3, 1, 2))
         return embedding
 
+    def adapt(self, length: LengthConfig) -> None:
+        """Adapt to other grids in another way; parameters of the former way are dropped.
+
+        Raises:
+            InputError: it multiplies relative positions, and there are none.
+        """
+        self.config = replace(self.config, length=length)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.adapt(length)
+
     def _add_positions(self, tokens_BhwC: Tensor) -> Tensor:
         if self.pos_embed is None:
             return tokens_BhwC
-        grid_hw = (tokens_BhwC.shape[1], tokens_BhwC.shape[2])
+        height, width = tokens_BhwC.shape[1:3]
+        side = max(height, width)
         # Bicubic as ViTDet, the backbone, resizes its own; without antialiasing, like the relative
         # tables, so that a grid a little smaller than trained does not blur the table.
-        table = resize_table(
-            self.pos_embed.permute(0, 3, 1, 2), grid_hw, mode="bicubic", stretch=False
-        )
-        return tokens_BhwC + table.permute(0, 2, 3, 1)
+        table: Tensor = self.pos_embed
+        if side != table.shape[1]:
+            table = self._fit(table, side, lambda table: _resized(table, side))
+        return tokens_BhwC + table[:, :height, :width]
+
+
+def _resized(table_1hwC: Tensor, side: int) -> Tensor:
+    table = resize_table(table_1hwC.permute(0, 3, 1, 2), (side, side), "bicubic", stretch=False)
+    return table.permute(0, 2, 3, 1)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from anyres.errors import InputError, WeightsError
 from anyres.files import atomic_write
-from anyres.models import official
+from anyres.models import basam, official
 from anyres.models.build import build, build_encoder
-from anyres.models.config import DEFAULT, ModelConfig, preset
+from anyres.models.config import DEFAULT, ModelConfig, ViTConfig, preset
 from anyres.models.reading import is_safetensors, named, read_safetensors, read_state_dict
 from anyres.models.segmenter import Segmenter
 
@@ -37,11 +37,13 @@ _CONFIG_KEY = "anyres.config"
 _FORMAT_KEY = "anyres.format"
 
 # Official kinds that are read. Others are known by name, but there is no model for them yet.
-KINDS = ("sam", "hrsam")
-_NOT_YET = ("hrsam++", "mobile_sam")
+KINDS = ("sam", "hrsam", "hrsam++")
+_NOT_YET = ("mobile_sam",)
+_HRSAM = ("hrsam", "hrsam++")
 
 # Beginnings of names that are only in a whole model.
-_NOT_ENCODER = {"sam": ("prompt_encoder.", "mask_decoder."), "hrsam": ("neck.", "decode_head.")}
+_NOT_ENCODER = {"sam": ("prompt_encoder.", "mask_decoder.")}
+_NOT_ENCODER |= dict.fromkeys(_HRSAM, ("neck.", "decode_head."))
 
 Renames = Iterable[tuple[str, str]]
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -149,7 +151,8 @@ def load_weights(model: str, path: str | Path) -> Segmenter:
     with _naming(path):
         state = _without_wrapper(state)
         if any(name.startswith("backbone.") for name in state):
-            found = segmenter_from_official("hrsam", state)
+            joint = any(".ms_mamba_blocks." in name for name in state)
+            found = segmenter_from_official("hrsam++" if joint else "hrsam", state)
             _check_wanted(found.config, wanted, path)
             return found
         return _whole_sam(state, wanted)
@@ -173,7 +176,8 @@ def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segme
             f"has {wanted.encoder.blocks} with {wanted.encoder.dim}: ask for the model that the "
             f"file is of, or give weights of {wanted.name}"
         )
-    return _fill(lambda: build(wanted), state)
+    found = basam.model_config(wanted, state, prefix, published=True)
+    return _fill(lambda: build(found), state)
 
 
 def _check_wanted(found: ModelConfig, wanted: ModelConfig | None, path: str | Path) -> None:
@@ -201,10 +205,11 @@ def from_official(
     """Make a model of a state dict of the official code.
 
     Args:
-        kind: ``"sam"`` or ``"hrsam"``.
+        kind: ``"sam"``, ``"hrsam"`` or ``"hrsam++"``.
         state_dict: the image encoder's own (with or without a common ``image_encoder.``, or
             ``backbone.`` for HRSAM), or a whole SAM's (``image_encoder.* prompt_encoder.*
-            mask_decoder.*``). The tensors are copied.
+            mask_decoder.*``). BA-SAM's, known by their coefficients, are read as SAM's. The
+            tensors are copied.
         config: arguments of the official constructors, names and values, of the image encoder or
             by class (``{"ImageEncoderViT": {...}, "MaskDecoder": {...}}``); what is not given has
             the official default. None recognises the published models.
@@ -221,16 +226,19 @@ def from_official(
     _check_kind(kind)
     state = _without_wrapper(state_dict)
     whole = any(name.startswith(_NOT_ENCODER[kind]) for name in state)
-    if whole and kind == "hrsam":
-        raise InputError("this is a whole HRSAM: segmenter_from_official('hrsam', ...) reads it")
-    prefix = {"sam": "image_encoder.", "hrsam": "backbone."}[kind]
+    if whole and kind in _HRSAM:
+        raise InputError(f"this is a whole HRSAM: segmenter_from_official({kind!r}, ...) reads it")
+    prefix = "backbone." if kind in _HRSAM else "image_encoder."
     if not any(name.startswith(prefix) for name in state):
         prefix = ""
     published = official.recognise(kind, state, prefix) if config is None else None
     if whole:
         model = published or official.sam_config(config or {})
+        model = basam.model_config(model, state, prefix, published is not None)
         return _fill(lambda: build(model), state)
     encoder = published.encoder if published else official.encoder_config(kind, config or {})
+    if isinstance(encoder, ViTConfig):
+        encoder = basam.encoder_config(encoder, state, prefix, published is not None)
     return _fill(lambda: build_encoder(encoder), state, [(prefix, "")])
 
 
@@ -243,10 +251,10 @@ def segmenter_from_official(
     positions.
 
     Args:
-        kind: ``"hrsam"``.
+        kind: ``"hrsam"`` or ``"hrsam++"``.
         state_dict: all names of the checkpoint. The tensors are copied.
-        config: arguments of the official constructors by class: ``HRSAMViT``,
-            ``SAMPromptEncoder``, ``SAMDecoder``. None is the published model.
+        config: arguments of the official constructors by class: ``HRSAMViT`` or
+            ``HRSAMPlusPlusViT``, ``SAMPromptEncoder``, ``SAMDecoder``. None is the published model.
 
     Returns:
         In eval mode, float32.
@@ -256,13 +264,14 @@ def segmenter_from_official(
         WeightsError: as in ``from_official``.
     """
     _check_kind(kind)
-    if kind != "hrsam":
-        raise InputError(f"kind {kind!r} is read by from_official; this function reads 'hrsam'")
+    if kind not in _HRSAM:
+        known = " and ".join(map(repr, _HRSAM))
+        raise InputError(f"kind {kind!r} is read by from_official; this function reads {known}")
     state = _without_wrapper(state_dict)
     if config is None:
         model = official.recognise(kind, state, "backbone.")
     else:
-        model = official.hrsam_model_config(config)
+        model = official.hrsam_model_config(config, kind)
     return _fill(lambda: build(model), state, official.HRSAM_NAMES)
 
 

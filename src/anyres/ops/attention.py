@@ -4,7 +4,11 @@
 window. Both take the joint projection of queries, keys and values and give the heads' outputs side
 by side, ready for the output projection. Relative positions (MViTv2, Li et al. 2022; SAM, Kirillov
 et al. 2023) add to each score a term for the row distance and one for the column distance, both
-read off by the unscaled query.
+read off by the unscaled query. BA-SAM (arXiv 2401.02317) adds two things for grids larger than in
+training (``ops.length``): another factor of the scores and a penalty that grows with the city-block
+distance. It too is a term for the row and one for the column, so nothing grows with n * n
+(``ops.grid_attention``). A Euclidean distance does not come apart: blocks would have to look it up
+and add it score by score.
 
 Shapes: B pictures, N heads, (h, w) token grid, n = h * w tokens, d channels of a head, C = N * d,
 G attention problems (a head of a picture or of a window), r query rows of the grid.
@@ -14,19 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyres.ops.grid_attention import add_terms, attend, fused, score_terms
 from anyres.ops.windows import merge, partition, window_plan
 
 # Relative positions of rows and of columns, each (2 * S - 1, d) for a square grid of side S, from
 # the key farthest after the query to the key farthest before it.
 RelativeTables = tuple[Tensor, Tensor]
 
-# Scores computed at once. On CPUs 2 MB of them stay in the cache: 1.5 times as fast as all scores
-# together, for 14 x 14 windows as for 64 x 64 tokens, and the memory does not grow with n * n.
-_SCORES = {"cpu": 2**19}
-_SCORES_ELSEWHERE = 2**26
 
-
-def global_attention(qkv_BhwC3: Tensor, heads: int, tables: RelativeTables | None) -> Tensor:
+def global_attention(
+    qkv_BhwC3: Tensor,
+    heads: int,
+    tables: RelativeTables | None,
+    scale: float = 1.0,
+    penalty_N: Tensor | None = None,
+) -> Tensor:
     """Attend from every token of a grid to every token of it.
 
     Args:
@@ -35,6 +41,9 @@ def global_attention(qkv_BhwC3: Tensor, heads: int, tables: RelativeTables | Non
         tables: relative positions learned on a square grid of any side; fitted to this grid by
             ``fit_relative_table``, so that a rectangle's tokens relate to each other as they would
             inside the padded square.
+        scale: factor of the scores of queries and keys, on top of 1 / sqrt(d).
+        penalty_N: what each token of city-block distance takes off a head's scores, (N,), or
+            None for nothing.
 
     Returns:
         (B, h, w, C).
@@ -46,7 +55,7 @@ def global_attention(qkv_BhwC3: Tensor, heads: int, tables: RelativeTables | Non
             fit_relative_table(tables[0], height, side),
             fit_relative_table(tables[1], width, side),
         )
-    return _attend(qkv_BhwC3, heads, tables)
+    return _attend(qkv_BhwC3, heads, tables, scale, penalty_N)
 
 
 def window_attention(
@@ -76,46 +85,34 @@ def window_attention(
     return merge(_attend(windows, heads, tables).flatten(1, 2), plan)
 
 
-def _attend(qkv_BhwC3: Tensor, heads: int, tables: RelativeTables | None) -> Tensor:
-    """All heads of all grids, as many scores at once as are good for the device."""
+def _attend(
+    qkv_BhwC3: Tensor,
+    heads: int,
+    tables: RelativeTables | None,
+    scale: float = 1.0,
+    penalty_N: Tensor | None = None,
+) -> Tensor:
+    """All heads of all grids, as much at once as is good for the device."""
     batch, height, width, _ = qkv_BhwC3.shape
     split = qkv_BhwC3.unflatten(3, (3, heads, -1)).permute(3, 0, 4, 1, 2, 5)
     q_Ghwd, k_Ghwd, v_Ghwd = split.flatten(1, 2)
-    k_Gnd, v_Gnd = k_Ghwd.flatten(1, 2), v_Ghwd.flatten(1, 2)
-    rows = columns = None
-    if tables is not None:
-        rows = get_rel_pos(height, height, tables[0])
-        columns = get_rel_pos(width, width, tables[1])
-
-    problems, tokens = k_Gnd.shape[:2]
-    scores = _SCORES.get(qkv_BhwC3.device.type, _SCORES_ELSEWHERE)
-    many = max(1, scores // tokens**2)
-    high = min(height, max(1, scores // (width * tokens)))
-    blocks = []
-    for g in range(0, problems, many):
-        part = slice(g, g + many)
-        for y in range(0, height, high):
-            bias = None
-            if rows is not None and columns is not None:
-                bias = (rows[y : y + high], columns)
-            blocks.append(_attend_block(q_Ghwd[part, y : y + high], k_Gnd[part], v_Gnd[part], bias))
-    # Either several whole problems make a block, or several blocks make a problem.
-    out_Gnd = torch.cat([block.reshape(-1, block.shape[-1]) for block in blocks])
-    out_BNhwd = out_Gnd.unflatten(0, (batch, heads, height, width))
+    scale = q_Ghwd.shape[-1] ** -0.5 * scale
+    if tables is None and penalty_N is None:
+        out_Gnd = fused(q_Ghwd, k_Ghwd, v_Ghwd, scale)
+    else:
+        rows, columns = _no_tables(q_Ghwd) if tables is None else tables
+        relative = (get_rel_pos(height, height, rows), get_rel_pos(width, width, columns))
+        penalty_G = None if penalty_N is None else penalty_N.repeat(batch)
+        out_Gnd = attend(q_Ghwd, k_Ghwd, v_Ghwd, scale, relative, penalty_G)
+    out_BNhwd = out_Gnd.unflatten(1, (height, width)).unflatten(0, (batch, heads))
     side_by_side: Tensor = out_BNhwd.permute(0, 2, 3, 1, 4).flatten(3)
     return side_by_side
 
 
-def _attend_block(
-    q_Grwd: Tensor, k_Gnd: Tensor, v_Gnd: Tensor, relative: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    q_Gqd = q_Grwd.flatten(1, 2)
-    scores_Gqn: Tensor = (q_Gqd * q_Gqd.shape[-1] ** -0.5) @ k_Gnd.transpose(1, 2)
-    if relative is not None:
-        scores_Gqn = add_relative(scores_Gqn, q_Grwd, *relative)
-    # Written out: in blocks as fast as the fused call, and in bf16 faster on CPUs.
-    out_Gqd: Tensor = scores_Gqn.softmax(-1) @ v_Gnd
-    return out_Gqd
+def _no_tables(q_Ghwd: Tensor) -> RelativeTables:
+    height, width, channels = q_Ghwd.shape[1:]
+    rows = q_Ghwd.new_zeros(2 * height - 1, channels)
+    return rows, q_Ghwd.new_zeros(2 * width - 1, channels)
 
 
 def add_relative(
@@ -125,19 +122,14 @@ def add_relative(
 
     Args:
         scores_Gqn: scores of the queries in r rows of a grid, q = r * w, with all its tokens.
-        q_Grwd: the queries, not scaled by 1 / sqrt(d).
-        rows_rhd: relative positions from the query rows to all rows, as ``get_rel_pos`` gives.
+        q_Grwd: the queries, as ``score_terms`` takes them and the rest.
+        rows_rhd: relative positions from the query rows to all rows.
         columns_wwd: relative positions from column to column.
 
     Returns:
         The scores, (G, q, n).
     """
-    by_row = torch.einsum("grwd,rkd->grwk", q_Grwd, rows_rhd)
-    by_column = torch.einsum("grwd,wkd->grwk", q_Grwd, columns_wwd)
-    grid = scores_Gqn.view(*by_row.shape, by_column.shape[-1])
-    grid += by_row[..., :, None]
-    grid += by_column[..., None, :]
-    return scores_Gqn
+    return add_terms(scores_Gqn, score_terms(q_Grwd, rows_rhd, columns_wwd))
 
 
 def get_rel_pos(q_size: int, k_size: int, table: Tensor) -> Tensor:
@@ -175,7 +167,12 @@ def fit_relative_table(table: Tensor, size: int, side: int) -> Tensor:
     Returns:
         (2 * size - 1, d); a plain slice of the table if ``side`` is S.
     """
-    return _resize(table, 2 * side - 1)[side - size : side + size - 1]
+    return resize_relative_table(table, side)[side - size : side + size - 1]
+
+
+def resize_relative_table(table: Tensor, side: int) -> Tensor:
+    """Fit a table learned on a square grid to another square, (2 * side - 1, d)."""
+    return _resize(table, 2 * side - 1)
 
 
 def _resize(table: Tensor, rows: int) -> Tensor:

@@ -3,6 +3,9 @@
 The first half of a head's channels turns with the row, the second with the column. Positions are
 halved, channels are paired as neighbours (0, 1), (2, 3), ..., and the turn is by minus the angle.
 Only differences of positions within one window matter, so positions count from its corner.
+
+Pairs of neighbours are slow to turn. Queries and keys are therefore made with their channels in
+another order, which no dot product notices: the first of all pairs, then the second of all pairs.
 """
 
 import torch
@@ -36,9 +39,27 @@ def window_table(freqs: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return both.cos(), both.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs of (..., tokens, head_dim) by the table's angles."""
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    turned = (first * cos + second * sin, second * cos - first * sin)
-    return torch.stack(turned, dim=-1).flatten(-2)
+def split_pairs(weight: Tensor) -> Tensor:
+    """Put the rows of one head after another, (heads, head_dim, ...), into the order of ``turn``.
+
+    Returns:
+        (heads, head_dim, ...): the first rows of all pairs, then the second.
+    """
+    apart: Tensor = weight.unflatten(1, (-1, 2)).transpose(1, 2)
+    return apart.flatten(1, 2)
+
+
+def turn_table(cos: Tensor, sin: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``window_table``'s angles as ``turn`` wants them, in the precision of ``like``.
+
+    Returns:
+        Two tensors (tokens, head_dim).
+    """
+    both = torch.cat([cos, cos], -1), torch.cat([sin, -sin], -1)
+    return both[0].to(like.dtype), both[1].to(like.dtype)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel pairs of (..., tokens, head_dim), the firsts before the seconds."""
+    first, second = x.chunk(2, -1)
+    return (x * cos).addcmul_(torch.cat([second, first], -1), sin)

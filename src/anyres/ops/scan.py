@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from anyres.errors import InputError, MissingExtraError
+from anyres.ops.threads import in_graph
 
 T = TypeVar("T")
 
@@ -139,19 +140,13 @@ def _runs_compiled(tensors: tuple[Tensor, ...]) -> bool:
     if forced == "torch":
         return False
     fits = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
-    fits = fits and not _in_graph()  # they cannot become part of one
+    fits = fits and not in_graph()  # they cannot become part of one
     if forced and not fits:
         raise InputError(
             f"ANYRES_SCAN=numba, which runs float32 on a CPU outside of torch.compile and export; "
             f"the tensors are {tensors[0].dtype} on {tensors[0].device}; unset ANYRES_SCAN"
         )
     return fits and _has_numba()
-
-
-def _in_graph() -> bool:
-    """Whether torch records a graph: for ``torch.compile``, ``torch.export`` or a trace."""
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return traced or torch.compiler.is_compiling()
 
 
 def _torch_scan(
@@ -205,7 +200,7 @@ class _Steps:
         self.a_NC = a.t()
         some = math.isqrt(chunk)
         self.turns = [range(t, min(t + some, chunk)) for t in range(0, chunk, some)]
-        self.recompute = torch.is_grad_enabled() and not _in_graph()
+        self.recompute = torch.is_grad_enabled() and not in_graph()
 
     def _cut(self, x_BLX: Tensor) -> Tensor:
         """(B, L, X) to (B, K, T, X)."""

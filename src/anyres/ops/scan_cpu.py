@@ -3,20 +3,13 @@
 The work is cut into tasks of 16 channels of one sample that share nothing; sums over tasks are
 taken afterwards in a fixed order. So the result does not depend on the number of threads.
 
-The threads are ordinary ones and the kernels run without the interpreter's lock. numba's own
-threads are not used: depending on which library it finds they abort the process when two threads
-call at once, or when a process that has used them forks, and they spin beside torch's.
+The threads are ordinary ones (``ops.threads``); kernels run without the interpreter's lock.
 
 Shapes: B batch, L tokens, C channels, N states a channel, R cycles; J blocks of 16 channels, P
 tokens filled up to whole chunks.
 """
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,9 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from anyres.ops.scan_numba import CHUNK, Inputs, Kept, Task, forward, work_size
 from anyres.ops.scan_numba_backward import Gradients, backward
-from anyres.ops.simd import LANES, Floats
-
-Run = Callable[[Task, Floats], None]
+from anyres.ops.simd import LANES
+from anyres.ops.threads import share
 
 
 def cycle_scan(*tensors: Tensor) -> Tensor:
@@ -80,10 +72,7 @@ def _forward(prepared: list[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor
     sums = torch.empty(places * LANES)
     inputs, kept, out = Inputs(*map(_flat, prepared)), Kept(_flat(states), _flat(sums)), _flat(y)
 
-    def run(task: Task, work: Floats) -> None:
-        forward(task, inputs, out, kept, keep, work)
-
-    _share(run, tasks)
+    share(lambda task: forward(task, inputs, out, kept, keep, _work_of(task)), tasks)
     return y, states, sums
 
 
@@ -98,10 +87,7 @@ def _backward(dy: Tensor, prepared: list[Tensor], kept: Kept) -> tuple[Tensor, .
     parts = [torch.empty_like(u), torch.empty_like(u), *shared]
     of_y, inputs, out = _flat(dy), Inputs(*map(_flat, prepared)), Gradients(*map(_flat, parts))
 
-    def run(task: Task, work: Floats) -> None:
-        backward(task, of_y, inputs, kept, out, work)
-
-    _share(run, tasks)
+    share(lambda task: backward(task, of_y, inputs, kept, out, _work_of(task)), tasks)
     for_b, for_c = (_sum(x, 1)[..., :length].transpose(1, 2) for x in shared[1:3])
     for_a, for_direct, for_gamma = (
         _sum(x, 0).transpose(1, 2).flatten(0, 1)[:channels] for x in (shared[0], *shared[3:])
@@ -148,39 +134,6 @@ def _tasks(prepared: list[Tensor]) -> list[Task]:
     ]
 
 
-def _share(run: Run, tasks: list[Task]) -> None:
-    """Run the tasks on as many threads as torch has, this one among them."""
-    waiting = deque(tasks)
-    size = work_size(tasks[0].states, tasks[0].cycles)
-
-    def work_off() -> None:
-        work = torch.empty(size).numpy()  # torch begins at a cache line, numpy need not
-        while True:
-            try:
-                task = waiting.popleft()
-            except IndexError:
-                return
-            run(task, work)
-
-    threads = torch.get_num_threads()
-    helpers = min(threads, len(tasks)) - 1
-    futures = []
-    if helpers > 0:
-        pool = _helpers(threads - 1, os.getpid())
-        futures = [pool.submit(work_off) for _ in range(helpers)]
-    try:
-        work_off()
-    finally:
-        waiting.clear()
-        # They write into our tensors: wait for those that have begun, and for their errors.
-        begun = [future for future in futures if not future.cancel()]
-        errors = [future.exception() for future in begun]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-@lru_cache(maxsize=1)
-def _helpers(count: int, process: int) -> ThreadPoolExecutor:
-    """Helping threads. They do not survive a fork: ``process`` makes a child start its own."""
-    return ThreadPoolExecutor(count, thread_name_prefix="anyres-scan")
+def _work_of(task: Task) -> Any:
+    # torch begins at a cache line, numpy need not.
+    return torch.empty(work_size(task.states, task.cycles)).numpy()

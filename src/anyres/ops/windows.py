@@ -5,12 +5,68 @@ start at the top left corner and pad at the bottom and right. Shifted windows fi
 ``window - window // 2`` tokens at the top and left. The padding is one learned vector, and it is a
 key and a value like any other: nothing is masked.
 
+What padding would answer as a query is never used. ``WindowPlan.groups`` leaves it out: along each
+axis the windows fall into at most three spans (first, inner, last) that hold the same number of
+real tokens at the same place, so a span's real tokens make one rectangle, cut evenly.
+
 Shapes: B pictures, (H, W) token grid, w window, n windows a picture, C channels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive windows along one axis with equally many real tokens at the same place.
+
+    Attributes:
+        start: the first real token, counted in the grid.
+        windows: how many windows.
+        size: real tokens of each window.
+        offset: padding of each window before them.
+    """
+
+    start: int
+    windows: int
+    size: int
+    offset: int
+
+    @property
+    def stop(self) -> int:
+        """The first token after the span."""
+        return self.start + self.windows * self.size
+
+    def cut(self, most: int) -> list["Span"]:
+        """Into as few parts as have no more than ``most`` windows, of about equal length."""
+        parts = -(-self.windows // most)
+        bounds = [self.windows * i // parts for i in range(parts + 1)]
+        return [
+            Span(self.start + first * self.size, last - first, self.size, self.offset)
+            for first, last in pairwise(bounds)
+        ]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring windows whose real tokens make a rectangle of the grid.
+
+    Attributes:
+        rows: the windows along the vertical axis.
+        columns: those along the horizontal axis, from left to right; each span by itself.
+    """
+
+    rows: Span
+    columns: tuple[Span, ...]
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where its tokens are in (B, H, W, C)."""
+        left, right = self.columns[0].start, self.columns[-1].stop
+        return slice(None), slice(self.rows.start, self.rows.stop), slice(left, right)
 
 
 @dataclass(frozen=True)
@@ -46,6 +102,41 @@ class WindowPlan:
     def is_exact(self) -> bool:
         """Whether no padding is needed."""
         return self.padded_hw == self.grid_hw
+
+    def groups(self, most: int) -> Iterator[Group]:
+        """Cut the grid into groups of about ``most`` tokens, no fewer than one window's.
+
+        A group holds whole rows of windows where that many tokens allow it: its tokens are then
+        neighbours in memory.
+        """
+        height, width = self.grid_hw
+        windows = max(1, most // self.window**2)
+        columns = self._spans(width)
+        across = sum(span.windows for span in columns)
+        parts: list[tuple[Span, ...]] = [(part,) for span in columns for part in span.cut(windows)]
+        if across <= windows:
+            parts = [tuple(columns)]
+        for span in self._spans(height):
+            for rows in span.cut(max(1, windows // across)):
+                for part in parts:
+                    yield Group(rows, part)
+
+    def _spans(self, length: int) -> list[Span]:
+        """The spans along an axis of so many tokens."""
+        w = self.window
+        starts = range(-self.before, length, w)
+        spans: list[Span] = []
+        for start in starts:
+            first, stop = max(0, start), min(start + w, length)
+            size, offset = stop - first, first - start
+            last = spans[-1] if spans else None
+            if size < 1:
+                continue
+            if last is not None and (last.size, last.offset) == (size, offset):
+                spans[-1] = Span(last.start, last.windows + 1, size, offset)
+            else:
+                spans.append(Span(first, 1, size, offset))
+        return spans
 
 
 def window_plan(grid_hw: tuple[int, int], window: int, *, shifted: bool) -> WindowPlan:

@@ -14,6 +14,7 @@ from anyres.files import write_bytes
 from anyres.geometry import Frame
 from anyres.models.config import Pad
 from anyres.models.segmenter import Features, Segmenter
+from anyres.ops.precision import wide
 
 _FORMAT = "anyres embedding 1"
 
@@ -92,12 +93,12 @@ def load(path: Path, model: Segmenter) -> tuple[Frame, Pad, Features]:
             f"the embedding {path} is damaged: its grid is {tuple(embedding.shape[2:])}, "
             f"its picture needs {tuple(frame.grid_hw)}; make it again"
         )
-    place = next(model.parameters())
 
     def put(tensor: Tensor) -> Tensor:
-        return tensor.to(place.device, place.dtype)
+        return tensor.to(model.device, model.dtype)
 
     pixels_s4 = tensors.pop("pixels_s4", None)
+    if pixels_s4 is not None:
+        pixels_s4 = wide(pixels_s4.to(model.device))
     details = tuple(put(tensors[f"details.{i}"]) for i in range(len(tensors)))
-    features = Features(put(embedding), details, None if pixels_s4 is None else put(pixels_s4))
-    return frame, pad, features
+    return frame, pad, Features(put(embedding), details, pixels_s4)

@@ -5,12 +5,16 @@ from pathlib import Path
 import torch
 
 from anyres.errors import InputError, WeightsError
+from anyres.models.basam import adapt
 from anyres.models.config import ModelConfig, Pad, ViTConfig, preset
 from anyres.models.segmenter import Segmenter
+from anyres.models.stem import ConvStem
 from anyres.models.weights import load as read_checkpoint
 from anyres.models.weights import load_weights
+from anyres.ops.length import LengthConfig
 from anyres.ops.precision import resolve_dtype
 from anyres.predict.assets import EMBEDDED, embedded_weights
+from anyres.predict.memory import known_limit
 from anyres.predict.predictor import Predictor
 from anyres.predict.resolution import Resolution
 
@@ -23,6 +27,8 @@ def load(
     pad: Pad | None = None,
     device: str | torch.device = "auto",
     dtype: str = "auto",
+    length: LengthConfig | None = None,
+    memory_limit: int | str | None = None,
 ) -> Predictor:
     """Load a model and make a predictor of it.
 
@@ -37,21 +43,36 @@ def load(
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` (not on CPUs), or ``"auto"``: for SAM
             float32, so that its answers are the official ones; for others bfloat16 where the
             hardware multiplies it (CUDA, AVX512-BF16, AMX), else float32.
+        length: how SAM's global attention adapts to another number of tokens than in training.
+            None is the model's own way: that of its checkpoint, or BA-SAM's for official weights
+            (``anyres.LengthConfig()``), which changes nothing at the training length.
+            ``anyres.LengthConfig(scale="none")`` turns it off.
+        memory_limit: what encoding a picture may take beside the weights: bytes or text such as
+            ``"8GB"``. None is what is available when it begins.
 
     Returns:
         A predictor without a picture.
 
     Raises:
-        InputError: an unknown model, device, dtype, resolution or padding.
+        InputError: an unknown model, device, dtype, resolution, padding or memory limit; a
+            ``length`` that the model has no use for, or that needs training.
         WeightsError: the weights are missing, damaged, or another model's.
     """
     place = resolve_device(device)
     # Asked before the weights are read, which may take long.
     preset(model)
     resolve_dtype(dtype, place)
+    known_limit(memory_limit)
     segmenter = _read(model, weights)
+    if length is not None:
+        _set_length(segmenter, length)
     precision = choose_dtype(dtype, place, segmenter.config)
-    return Predictor(put(segmenter, place, precision), resolution=resolution, pad=pad)
+    return Predictor(
+        put(segmenter, place, precision),
+        resolution=resolution,
+        pad=pad,
+        memory_limit=memory_limit,
+    )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -90,19 +111,36 @@ def choose_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch
 def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter:
     """Bring a model to a device and a precision, in place.
 
-    Constants stay in float32: colours and frequencies of positions. bfloat16 would make 123.675
-    of the mean colour 123.5. Running statistics go along with the weights they belong to.
+    In float32 stay the constants, which are colours and frequencies of positions (bfloat16 would
+    make 123.675 of the mean colour 123.5), and the stem's weights, which it rounds itself once its
+    norms are part of them.
     """
-    constants = [
-        (module, name, buffer)
-        for module in model.modules()
-        if not isinstance(module, torch.nn.BatchNorm2d)
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    model.to(device=device, dtype=dtype)
-    for module, name, buffer in constants:
-        setattr(module, name, buffer.to(device))
+    exact = {id(buffer) for buffer in model.buffers()}
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            # Running statistics go along with the weights they belong to.
+            exact -= {id(buffer) for buffer in module.buffers()}
+    for module in model.modules():
+        if isinstance(module, ConvStem):
+            exact |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        same = id(tensor) in exact or not tensor.is_floating_point()
+        return tensor.to(device, tensor.dtype if same else dtype)
+
+    model._apply(move)  # type: ignore[no-untyped-call]
     return model
+
+
+def _set_length(model: Segmenter, length: LengthConfig) -> None:
+    before = set(model.state_dict())
+    adapt(model, length)
+    new = set(model.state_dict()) - before
+    if new:
+        raise InputError(
+            f"{length} has parameters that these weights of {model.config.name} lack: train them "
+            "(models.basam.adapt), or use learnable=False"
+        )
 
 
 def _read(model: str, weights: str | Path | None) -> Segmenter:

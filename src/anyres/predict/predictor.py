@@ -21,11 +21,11 @@ from anyres.data.images import read_image
 from anyres.data.transforms import ResizeLongestSide
 from anyres.errors import InputError, StateError
 from anyres.geometry import Frame
-from anyres.models.config import ModelConfig, Pad
-from anyres.models.segmenter import Features, Segmenter
-from anyres.predict import arguments, embeddings
+from anyres.models.config import Pad
+from anyres.models.segmenter import Prepared, Segmenter
+from anyres.predict import arguments, embeddings, memory
 from anyres.predict.postprocess import mask_to_logits, upscale
-from anyres.predict.resolution import Resolution, known_pad, known_resolution, long_side
+from anyres.predict.resolution import Resolution, fit, known_pad, known_resolution, long_side
 from anyres.types import Masks, Prompt
 
 _Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -40,7 +40,7 @@ class _Picture:
 
     frame: Frame
     pad: Pad
-    features: Features
+    prepared: Prepared
 
 
 class Predictor:
@@ -53,26 +53,31 @@ class Predictor:
     - ``"native"``: the picture's own size.
     - None: ``"train"`` for models of one size (SAM), else native up to ``config.native_limit``.
 
-    Pictures smaller than one attention window are enlarged to it, since the model would see
-    little but padding. ``pad`` is ``"square"`` (SAM's: masks are upsampled in SAM's two steps) or
-    ``"patch"`` (only to a multiple of the patch: faster for pictures that are not square; masks
-    are upsampled once); None takes ``config.pad``. A model that was trained in squares is always
-    padded to one at ``"train"``, where its answers are the official ones.
+    Pictures smaller than one attention window are enlarged to it. ``pad`` is ``"square"`` (SAM's:
+    masks are upsampled in SAM's two steps) or ``"patch"`` (only to a multiple of the patch: faster
+    for pictures that are not square; masks are upsampled once); None takes ``config.pad``. A model
+    that was trained in squares is always padded to one at ``"train"``, where its answers are the
+    official ones. ``memory_limit`` is what encoding may take beside the weights: bytes, or text
+    such as ``"8GB"``; None is what is available when it begins.
 
     ``transform`` brings coordinates from the picture that is set to the model input; where the
     resolution is native it is another after each ``set_image``.
-
     The model is put into evaluation mode. It is only read, so predictors may share one. Gradients
     are not recorded, but embeddings and answers are ordinary tensors.
     """
 
     def __init__(
-        self, model: Segmenter, *, resolution: Resolution | None = None, pad: Pad | None = None
+        self,
+        model: Segmenter,
+        *,
+        resolution: Resolution | None = None,
+        pad: Pad | None = None,
+        memory_limit: int | str | None = None,
     ) -> None:
-        config: ModelConfig = model.config
-        self.model = model.eval()
+        self.model, config = model.eval(), model.config
         self.resolution = known_resolution(resolution, config)
         self.pad = known_pad(pad, resolution, config)
+        self.memory_limit = memory.known_limit(memory_limit)
         self._limit = config.native_limit if resolution is None else 0
         start = config.image_size if self.resolution == "native" else self.resolution
         self.transform = ResizeLongestSide(start)
@@ -100,8 +105,7 @@ class Predictor:
         self.reset_image()
         arguments.check_image_format(image_format, image)
         pixels = read_image(image)
-        if image_format == "BGR":
-            pixels = pixels[..., ::-1]
+        pixels = pixels[..., ::-1] if image_format == "BGR" else pixels
         picture_hw = (pixels.shape[0], pixels.shape[1])
         side = long_side(picture_hw, self.resolution, self._limit, self.model.config)
         transform = ResizeLongestSide(side)
@@ -121,6 +125,7 @@ class Predictor:
 
         Raises:
             InputError: a wrong shape, or not the size that ``transform`` gives.
+            MemoryLimitError: encoding would take more memory than there is, or than the limit.
         """
         self.reset_image()
         shape = tuple(transformed_image.shape)
@@ -134,15 +139,16 @@ class Predictor:
                 f"transformed_image has a long side of {max(shape[2:])}; this predictor works at "
                 f"{self.resolution}: resize with predictor.transform, or use set_image"
             )
-        frame = self._fit((height, width), max(shape[2:]))
+        frame = fit((height, width), max(shape[2:]), self.pad, self.model.config)
         if shape[2:] != tuple(frame.resized_hw):
             raise InputError(
                 f"transformed_image is {shape[2:]}, but a picture of {(height, width)} becomes "
                 f"{frame.resized_hw}: resize with predictor.transform, which keeps the proportions"
             )
+        memory.check(self.model, frame, self.pad, self.memory_limit)
         pixels = self.model.preprocess(transformed_image.to(self.device).float(), frame.input_hw)
-        features = self.model.encode(pixels)
-        self._set(_Picture(frame, self.pad, features))
+        prepared = self.model.prepare(self.model.encode(pixels))
+        self._set(_Picture(frame, self.pad, prepared))
 
     def reset_image(self) -> None:
         """Forget the picture."""
@@ -151,10 +157,6 @@ class Predictor:
     def _set(self, picture: _Picture) -> None:
         self.transform = ResizeLongestSide(max(picture.frame.resized_hw))
         self._picture = picture
-
-    def _fit(self, picture_hw: tuple[int, int], long_side: int) -> Frame:
-        patch = self.model.config.encoder.patch
-        return Frame.fit(picture_hw, long_side=long_side, patch=patch, pad=self.pad)
 
     def predict(
         self,
@@ -172,8 +174,7 @@ class Predictor:
             point_labels: (N,) 1 for the object, 0 for what is not.
             box: (4,) XYXY in pixels of the picture.
             mask_input: (1, h, w) logits of an earlier answer.
-            multimask_output: three masks for prompts that may mean several things, as a single
-                click does; otherwise one.
+            multimask_output: three masks, for prompts that may mean several things, or one.
             return_logits: give logits instead of bool masks.
 
         Returns:
@@ -227,11 +228,10 @@ class Predictor:
         """
         picture = self._current()
         frame = picture.frame
-        given = [
+        coords, labels, boxes, mask_input = (
             None if value is None else value.to(self.device)
             for value in (point_coords, point_labels, boxes, mask_input)
-        ]
-        coords, labels, boxes, mask_input = given
+        )
         count = arguments.torch_prompts(coords, labels, boxes, mask_input, frame)
         if count == 0:
             # A detector that found nothing hands on no boxes: no masks.
@@ -240,7 +240,7 @@ class Predictor:
             scores = logits.new_zeros(0, c)
         else:
             logits, scores = self.model.decode(
-                picture.features,
+                picture.prepared,
                 points=None if coords is None or labels is None else (coords, labels),
                 boxes=None if boxes is None else boxes.reshape(-1, 4),
                 masks=mask_input,
@@ -329,7 +329,7 @@ class Predictor:
             StateError: no picture is set.
         """
         # As Segment Anything gives it: numpy knows no bfloat16.
-        return self._current("generate an embedding").features.embedding.float()
+        return self._current("generate an embedding").prepared.features.embedding.float()
 
     def save_embedding(self, path: str | Path) -> None:
         """Write what is known about the picture to a ``.safetensors`` file, atomically.
@@ -340,8 +340,10 @@ class Predictor:
             StateError: no picture is set.
         """
         picture = self._current("save an embedding")
-        embeddings.save(Path(path), self.model, picture.frame, picture.pad, picture.features)
+        features = picture.prepared.features
+        embeddings.save(Path(path), self.model, picture.frame, picture.pad, features)
 
+    @torch.no_grad()
     def load_embedding(self, path: str | Path) -> None:
         """Set the picture from a file of ``save_embedding``, whatever resolution it was made at.
 
@@ -349,7 +351,8 @@ class Predictor:
             InputError: the file is missing, damaged, or was made by another model.
         """
         self.reset_image()
-        self._set(_Picture(*embeddings.load(Path(path), self.model)))
+        frame, pad, features = embeddings.load(Path(path), self.model)
+        self._set(_Picture(frame, pad, self.model.prepare(features)))
 
     def _current(self, purpose: str = "predict masks") -> _Picture:
         if self._picture is None:
@@ -369,7 +372,7 @@ class Predictor:
     @property
     def features(self) -> Tensor | None:
         """The embedding (1, C, h / 4, w / 4), float32, or None."""
-        return None if self._picture is None else self._picture.features.embedding.float()
+        return None if self._picture is None else self._picture.prepared.features.embedding.float()
 
     @property
     def frame(self) -> Frame | None:

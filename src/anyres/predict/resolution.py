@@ -3,6 +3,7 @@
 from typing import Literal
 
 from anyres.errors import InputError
+from anyres.geometry import Frame
 from anyres.models.config import ModelConfig, Pad
 
 Resolution = int | Literal["train", "native"]
@@ -27,6 +28,11 @@ def long_side(
         return resolution
     native = min(max(picture_hw), limit) if limit else max(picture_hw)
     return max(native, config.encoder.window * config.encoder.patch)
+
+
+def fit(picture_hw: tuple[int, int], side: int, pad: Pad, config: ModelConfig) -> Frame:
+    """How a picture brought to a long side lies in the input of a model."""
+    return Frame.fit(picture_hw, long_side=side, patch=config.encoder.patch, pad=pad)
 
 
 def known_resolution(resolution: Resolution | None, config: ModelConfig) -> int | Literal["native"]:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.augment import CutOut, opencv
-from anyres.data.datasets import Entry, Kind, Objects, list_entries, objects_of
 from anyres.data.images import read_image, read_mask
+from anyres.data.layouts.folder import Entry, list_entries
+from anyres.data.maps import Kind, Objects, objects_of
 from anyres.errors import InputError
 
 LONG_SIDE = 1000  # pictures are kept at most this long: a sample is smaller still

@@ -1,0 +1,215 @@
+"""The matrix products of an image encoder, and how long this machine needs for them alone.
+
+The GEMM bound of an encoder is the time for its products and nothing else: every linear layer,
+every convolution that is one (as a product of its patches), scores and values of every attention.
+Queries are real tokens only; padding takes part as keys and values. Each product is timed at its
+real shape, with operands that stay where the last call left them, in two ways: whole, and in pieces
+small enough for the cache, one thread a piece; the faster counts. So the bound is what no order of
+the work in torch would beat, not what the encoder happens to call.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from anyres.models.config import STEM_STRIDE, HRSAMConfig, ViTConfig
+from anyres.ops.threads import share
+from anyres.ops.windows import WindowPlan, window_plan
+
+_PIECE_ROWS = 1024  # of a linear layer
+_PIECE_SCORES = 2**19  # of attention
+_WHOLE = 2**26  # elements of the largest operand or result that is made to time a product
+
+
+class Product(NamedTuple):
+    """``batch`` independent products (rows, inner) by (inner, columns)."""
+
+    batch: int
+    rows: int
+    inner: int
+    columns: int
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.batch * self.rows * self.inner * self.columns
+
+
+Products = Counter[Product]
+
+
+def encoder_products(config: ViTConfig | HRSAMConfig, grid_hw: tuple[int, int]) -> Products:
+    """All products of an encoder for one picture of this token grid."""
+    found: Products = Counter()
+    if isinstance(config, ViTConfig):
+        _vit(found, config, grid_hw)
+    else:
+        _hrsam(found, config, grid_hw)
+    return found
+
+
+def _linear(found: Products, rows: int, inner: int, *columns: int) -> None:
+    for width in columns:
+        found[Product(1, rows, inner, width)] += 1
+
+
+def _attention(found: Products, problems: int, queries: int, keys: int, head: int) -> None:
+    found[Product(problems, queries, head, keys)] += 1
+    found[Product(problems, queries, keys, head)] += 1
+
+
+def _hrsam(found: Products, config: HRSAMConfig, grid_hw: tuple[int, int]) -> None:
+    dim, tokens = config.dim, math.prod(grid_hw)
+    grids = [grid_hw]
+    if config.anchor:
+        grids.append((config.anchor // config.patch,) * 2)
+    for grid in grids:
+        count = math.prod(grid)
+        _embedding(found, config, count)
+        for i in range(config.blocks):
+            is_shifted = i % 2 == 1 and (grid is grid_hw or config.shift_anchor)
+            plan = window_plan(grid, config.window, shifted=is_shifted)
+            for queries, windows in _real_tokens(plan).items():
+                problems = windows * config.heads
+                _attention(found, problems, queries, config.window**2, dim // config.heads)
+            hidden = int(dim * config.mlp_ratio)
+            _linear(found, count, dim, 3 * dim, dim, hidden)
+            _linear(found, count, hidden, dim)
+    scans = [math.prod(grid) for grid in grids]
+    if config.anchor:
+        scans.append(sum(scans))
+    for _ in config.out_blocks:
+        for count in scans:
+            _linear(found, count, dim, 2 * dim, dim + 2 * config.state, dim)
+        _linear(found, tokens, dim * len(grids), config.neck)
+
+
+def _embedding(found: Products, config: HRSAMConfig, tokens: int) -> None:
+    if config.stem is None:
+        _linear(found, tokens, 3 * config.patch**2, config.dim)
+        return
+    half, quarter, eighth = config.stem
+    pixels = tokens * STEM_STRIDE**2
+    _linear(found, pixels // 4, 27, half)
+    _linear(found, pixels // 16, 9 * half, quarter)
+    _linear(found, pixels // 16, 9 * quarter, quarter, quarter)
+    _linear(found, pixels // 64, 9 * quarter, eighth)
+    _linear(found, pixels // 64, 9 * eighth, eighth, eighth)
+    _linear(found, tokens, 9 * eighth, config.dim)
+
+
+def _real_tokens(plan: WindowPlan) -> Counter[int]:
+    """How many windows hold how many tokens that are not padding."""
+
+    def along(side: int, count: int) -> list[int]:
+        edges = [min(max(0, i * plan.window - plan.before), side) for i in range(count + 1)]
+        return [stop - start for start, stop in pairwise(edges)]
+
+    rows, columns = (along(*axis) for axis in zip(plan.grid_hw, plan.windows_hw, strict=True))
+    return Counter(high * wide for high in rows for wide in columns)
+
+
+def _vit(found: Products, config: ViTConfig, grid_hw: tuple[int, int]) -> None:
+    dim, tokens, heads = config.dim, math.prod(grid_hw), config.heads
+    _linear(found, tokens, 3 * config.patch**2, dim)
+    for i in range(config.blocks):
+        side = 0 if i in config.global_blocks else config.window
+        plan = window_plan(grid_hw, side, shifted=False) if side else None
+        height, width = (side, side) if side else grid_hw
+        problems = heads * (math.prod(plan.windows_hw) if plan else 1)
+        _attention(found, problems, height * width, height * width, dim // heads)
+        if config.relative_positions:
+            found[Product(height, problems * width, dim // heads, height)] += 1
+            found[Product(width, problems * height, dim // heads, width)] += 1
+        hidden = int(dim * config.mlp_ratio)
+        _linear(found, tokens, dim, 3 * dim, dim, hidden)
+        _linear(found, tokens, hidden, dim)
+    _linear(found, tokens, dim, config.neck)
+    _linear(found, tokens, 9 * config.neck, config.neck)
+
+
+@torch.no_grad()
+def bound_seconds(products: Products, dtype: torch.dtype, device: torch.device) -> float:
+    """The GEMM bound in seconds: the sum over all products of the faster way."""
+    return sum(count * _seconds(product, dtype, device) for product, count in products.items())
+
+
+def _seconds(product: Product, dtype: torch.dtype, device: torch.device) -> float:
+    parts = 1
+    while _largest(product) > _WHOLE and (product.batch > 1 or product.rows > 1):
+        # Too large to be made; a part of it has a shape like that in all that matters.
+        batch, rows, inner, columns = product
+        product = (
+            Product(-(-batch // 2), rows, inner, columns)
+            if batch > 1
+            else Product(1, -(-rows // 2), inner, columns)
+        )
+        parts *= 2
+    ways = [_whole(product, dtype, device)]
+    if device.type == "cpu":
+        ways.append(_in_pieces(product, dtype))
+    return parts * min(ways)
+
+
+def _largest(product: Product) -> int:
+    batch, rows, inner, columns = product
+    return batch * max(rows * inner, inner * columns, rows * columns)
+
+
+def _operands(
+    product: Product, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    batch, rows, inner, columns = product
+    left = torch.randn(batch, rows, inner, device=device).to(dtype)
+    # As the weights of a linear layer and the keys lie.
+    right = torch.randn(batch, columns, inner, device=device).to(dtype).transpose(1, 2)
+    out = torch.empty(batch, rows, columns, device=device, dtype=dtype)
+    if batch == 1:
+        return left[0], right[0], out[0]
+    return left, right, out
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    torch.matmul(left, right, out=out)
+
+
+def _whole(product: Product, dtype: torch.dtype, device: torch.device) -> float:
+    operands = _operands(product, dtype, device)
+
+    def run() -> None:
+        _multiply(*operands)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return _time(run)
+
+
+def _in_pieces(product: Product, dtype: torch.dtype) -> float:
+    batch, rows, inner, columns = product
+    if batch == 1:
+        piece = Product(1, min(rows, _PIECE_ROWS), inner, columns)
+        count = -(-rows // piece.rows)
+    else:
+        piece = Product(max(1, min(batch, _PIECE_SCORES // (rows * columns))), rows, inner, columns)
+        count = -(-batch // piece.batch)
+    threads = min(torch.get_num_threads(), count)
+    operands = [_operands(piece, dtype, torch.device("cpu")) for _ in range(threads)]
+    turns = [operands[i % threads] for i in range(count)]
+    return _time(lambda: share(lambda some: _multiply(*some), turns))
+
+
+def _time(run: Callable[[], None]) -> float:
+    """Median of calls that fill a twentieth of a second, three at least; one before to warm up."""
+    run()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < 0.05 and len(times) < 50):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return median(times)

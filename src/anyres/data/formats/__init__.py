@@ -1,0 +1,1 @@
+"""Masks in the files that other programs read and write."""

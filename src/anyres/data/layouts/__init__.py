@@ -1,0 +1,1 @@
+"""How data sets lie on disks: plain folders, and those that were published."""

@@ -1,0 +1,99 @@
+"""Work shared out among ordinary threads, on each of which torch runs on that thread alone.
+
+Inside one operation torch divides the work itself, and all threads meet at its end. Where the work
+falls into parts that need nothing of each other, dividing those is better: no waiting between
+operations, and what a part makes stays in the cache of one core.
+
+numba's own threads are not used: depending on which library it finds they abort the process when
+two threads call at once, or when a process that has used them forks.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def runs_in_parts(x: Tensor) -> bool:
+    """Whether a tensor's work may be cut up for threads: on a CPU, without gradients.
+
+    Recorded graphs and autocast belong to the thread that began them, so they are left whole.
+    """
+    cpu = x.device.type == "cpu"
+    return cpu and not (torch.is_grad_enabled() or in_graph() or torch.is_autocast_enabled("cpu"))
+
+
+def in_graph() -> bool:
+    """Whether torch records a graph: for ``torch.compile``, ``torch.export`` or a trace."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced or torch.compiler.is_compiling()
+
+
+def share(work: Callable[[T], None], items: Iterable[T]) -> None:
+    """Call ``work`` with each item, on as many threads as torch has; without gradients.
+
+    Returns when all calls have. Which thread gets which item is left to chance, so calls must
+    write to different places. With one thread, or one item, the caller does it itself.
+
+    Raises:
+        Exception: what a call raised, the first of them; items not yet begun are dropped.
+    """
+    waiting = deque(items)
+    inference = torch.is_inference_mode_enabled()
+
+    def work_off() -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            while True:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                work(item)
+
+    threads = torch.get_num_threads()
+    if threads == 1 or len(waiting) < 2:
+        work_off()
+        return
+    pool = _pool(threads, os.getpid())
+    futures = [pool.submit(work_off) for _ in range(min(threads, len(waiting)))]
+    errors = []
+    try:
+        for future in futures:
+            if (error := future.exception()) is not None:
+                waiting.clear()
+                errors.append(error)
+    finally:
+        waiting.clear()
+        # They write into our tensors: wait for those that have begun, interrupted or not.
+        for future in futures:
+            if not future.cancel():
+                future.exception()
+    if errors:
+        raise errors[0]
+
+
+@lru_cache(maxsize=1)
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """The threads. They do not survive a fork: ``process`` makes a child start its own."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="anyres")
+    started = Barrier(count)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        # A thread takes torch's number over when it first asks; later, that would be another one.
+        torch.get_num_threads()
+        started.wait()
+
+    for future in [pool.submit(start) for _ in range(count)]:
+        future.result()
+    # torch keeps a number for each thread, and that set last for threads to come.
+    torch.set_num_threads(count)
+    return pool

@@ -1,0 +1,263 @@
+"""The benchmark: its baselines, its bound, its ratios. Nothing here asserts how long it takes."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from anyres.benchmark import measure, memory, run, stock
+from anyres.benchmark.figures import figures
+from anyres.benchmark.measure import ClickTimes, Timing
+from anyres.benchmark.products import Product, bound_seconds, encoder_products
+from anyres.benchmark.run import Cell, Results
+from anyres.benchmark.subjects import Subject
+from anyres.cli.main import app
+from anyres.errors import InputError
+from anyres.models.build import build_encoder
+from anyres.models.config import HRSAMConfig, ViTConfig
+from anyres.ops.length import LengthConfig
+
+TINY_VIT = ViTConfig(
+    dim=32,
+    blocks=2,
+    heads=2,
+    global_blocks=(1,),
+    window=4,
+    image_size=96,
+    neck=8,
+    length=LengthConfig(scale="none"),
+)
+TINY_HRSAM = HRSAMConfig(
+    dim=24, blocks=2, heads=2, window=4, state=4, out_blocks=(1,), neck=8, table=4
+)
+
+
+def cell(model, side, dtype="bfloat16", seconds=1.0, **more):
+    return Cell(model, side, side, dtype, Timing(seconds, seconds * 0.95, seconds * 1.1), **more)
+
+
+@pytest.mark.parametrize("size_hw", [(96, 96), (80, 144)])
+def test_stock_is_our_vit(size_hw):
+    torch.manual_seed(0)
+    encoder = build_encoder(TINY_VIT).double().eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.normal_(std=0.2)
+        pixels = torch.randn(2, 3, *size_hw, dtype=torch.float64)
+        torch.testing.assert_close(stock.encode(encoder, pixels), encoder(pixels))
+
+
+def test_stock_memory_at_1024():
+    assert stock.bytes_needed(ViTConfig(), (1024, 1024)) == 3 * 12 * 4096**2 * 4
+
+
+def counted(config, size_hw):
+    """Multiplications and additions that torch counts, of dense products alone."""
+    encoder = build_encoder(config)
+    with FlopCounterMode(display=False) as counter:
+        encoder(torch.randn(1, 3, *size_hw))  # with gradients: everything at once, in one thread
+    return counter.get_flop_counts()["Global"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY_HRSAM,
+        HRSAMConfig(**{**TINY_HRSAM.__dict__, "stem": (4, 6, 8), "table": 0}),
+        HRSAMConfig(**{**TINY_HRSAM.__dict__, "anchor": 64}),
+    ],
+    ids=["plain", "stem", "anchor"],
+)
+def test_products_are_all_there(config):
+    """At whole windows nothing is padded in plain blocks, and torch counts what we count."""
+    plain = HRSAMConfig(**{**config.__dict__, "blocks": 1, "out_blocks": (0,)})
+    grid_hw = (8, 12)
+    found = sum(p.flops * n for p, n in encoder_products(plain, grid_hw).items())
+    total = sum(counted(plain, (128, 192)).values())
+    # Outside: the depthwise convolution of the neck, and each block's padding vector.
+    neck = 2 * 9 * plain.neck * 96
+    pads = 2 * plain.dim * 3 * plain.dim * (2 if plain.anchor else 1)
+    assert total - neck - pads == found
+
+
+def test_products_of_a_vit():
+    grid_hw = (8, 12)
+    found = sum(p.flops * n for p, n in encoder_products(TINY_VIT, grid_hw).items())
+    encoder = build_encoder(TINY_VIT)
+    with FlopCounterMode(display=False) as counter:
+        stock.encode(encoder, torch.randn(1, 3, 128, 192))
+    assert counter.get_total_flops() == found
+
+
+def test_padding_asks_nothing():
+    """Shifted windows: queries are real tokens, keys are whole windows."""
+    odd = HRSAMConfig(**{**TINY_HRSAM.__dict__, "blocks": 2})
+    products = encoder_products(odd, (4, 4))
+    scores = {p: n for p, n in products.items() if p.batch > 1}
+    # Plain: one window of 16 for 2 heads. Shifted by 2: four windows of 4 real tokens.
+    assert scores == {
+        Product(2, 16, 12, 16): 1,
+        Product(2, 16, 16, 12): 1,
+        Product(8, 4, 12, 16): 1,
+        Product(8, 4, 16, 12): 1,
+    }
+
+
+def test_bound_adds_up(monkeypatch):
+    monkeypatch.setattr("anyres.benchmark.products._time", lambda run: run() or 1.0)
+    products = encoder_products(TINY_HRSAM, (4, 4))
+    found = bound_seconds(products, torch.float32, torch.device("cpu"))
+    assert found == sum(products.values())
+    # Too large to be made as a whole: two halves of it, each as long.
+    huge = {Product(1, 2**14, 8, 2**13): 1}
+    assert bound_seconds(huge, torch.float32, torch.device("cpu")) == 2.0
+
+
+def test_by_turns():
+    calls = []
+    timings = measure.by_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
+    assert calls == ["a", "b"] * (measure.ROUNDS + 1)
+    assert set(timings) == {"a", "b"}
+    assert Timing.of([3.0, 1.0, 2.0]) == Timing(2.0, 1.0, 3.0)
+    assert Timing(2.0, 1.0, 3.0).spread == 0.5
+
+
+def test_scan_share_is_a_part_of_the_whole():
+    encoder = build_encoder(TINY_HRSAM).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    calls = 0
+
+    def run_once():
+        nonlocal calls
+        calls += 1
+        with torch.no_grad():
+            encoder(pixels)
+
+    assert measure.scan_seconds(run_once).median > 0
+    assert calls == measure.ROUNDS
+
+
+def test_figures():
+    clicks = ClickTimes(Timing(0.2, 0.2, 0.2), Timing(0.02, 0.02, 0.02), 0.03)
+    results = Results(
+        {},
+        [
+            cell("stock", 1024, "float32", 10.0),
+            cell("hrsam_b", 1024, seconds=1.5, gemm=1.0),
+            cell("hrsam_ti", 2048, seconds=1.2, gemm=0.6, scan=Timing(0.3, 0.3, 0.3)),
+            cell("hrsam_ti/cycles=1", 2048, seconds=1.0),
+            cell("hrsam_ti", 4096, seconds=4.8, peak_memory=10**9),
+            cell("default", 1024, clicks=clicks),
+        ],
+    )
+    found = {figure.name: figure for figure in figures(results)}
+    values = {name: round(f.value, 3) for name, f in found.items() if f.value is not None}
+    assert values == {
+        "hrsam_b bfloat16 / stock, 1024²": 0.15,
+        "hrsam_b / its GEMM bound, 1024²": 1.5,
+        "hrsam_ti / its GEMM bound, 2048²": 2.0,
+        "scan kernel / hrsam_ti, 2048²": 0.25,
+        "hrsam_ti with 3 cycles / with 1, 2048²": 1.2,
+        "hrsam_ti, 4096² / 2048²": 4.0,
+        "hrsam_ti peak memory, 4096²": 1.0,
+        "default, one click, 1024²": 20.0,
+    }
+    assert found["hrsam_b bfloat16 / stock, 1024²"].holds is False
+    assert found["hrsam_b / its GEMM bound, 1024²"].holds is True
+    assert found["hrsam_b float32 / stock, 1024²"].holds is None
+
+
+@pytest.mark.skipif(not memory.can_measure(), reason="this system does not tell a peak")
+def test_memory_sees_what_is_taken(monkeypatch):
+    taken = 200 * 2**20
+
+    def greedy(_subject, _model):
+        def encode(pixels):
+            if pixels.shape[-1] == 512:
+                torch.ones(taken // 4)
+
+        return encode
+
+    monkeypatch.setattr(memory, "encode_call", greedy)
+    found = memory.peak(Subject.named("default", "float32"), (512, 512))
+    assert 0.9 * taken < found < 1.2 * taken
+
+
+def test_names():
+    one = Subject.named("hrsam_ti/cycles=1/float32", "bfloat16")
+    assert (one.name, one.dtype_name) == ("hrsam_ti/cycles=1", "float32")
+    assert one.config.encoder.cycles == 1
+    assert Subject.named("hrsam_ti", "bfloat16").dtype == torch.bfloat16
+    stock_sam = Subject.named("stock", "bfloat16")
+    assert (stock_sam.is_baseline, stock_sam.dtype) == (True, torch.float32)
+    for name, message in (("sam_vit_b/cycles=1", "has no cycle-scan"), ("sam", "no model is cal")):
+        with pytest.raises(InputError, match=message):
+            Subject.named(name, "auto")
+
+
+def test_what_does_not_fit_is_said(monkeypatch):
+    monkeypatch.setattr(run, "available_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "can_measure", lambda: False)
+    results = Results({})
+    run.run(["stock"], [(1024, 1024)], "auto", results, lambda *_: None)
+    assert results.cells[0].encoder is None
+    assert results.cells[0].note == "does not fit: needs 2 GB, 1 GB are free"
+
+
+def test_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDS", 3)
+    monkeypatch.setattr(measure, "CLICKS", 2)
+    out, png = tmp_path / "b.json", tmp_path / "b.png"
+    words = ["benchmark", "--models", "default", "--sizes", "128,96x128"]
+    result = CliRunner().invoke(app, [*words, "--json", str(out), "--plot", str(png)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert report["complete"] is True
+    assert [(c["height"], c["width"]) for c in report["cells"]] == [(96, 128), (128, 128)]
+    first = report["cells"][0]
+    assert first["gemm"] > 0
+    assert first["clicks"]["click"]["median"] > 0
+    assert first["scan"]["median"] < first["encoder"]["median"]
+    assert {f["name"] for f in report["figures"]} >= {"hrsam_ti peak memory, 4096²"}
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "default" in result.output
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    done = run._measure_size
+
+    def second_stops(subjects, size, results):
+        if size[0] > 64:
+            raise KeyboardInterrupt
+        yield from done(subjects, size, results)
+
+    monkeypatch.setattr(run, "_measure_size", second_stops)
+    monkeypatch.setattr(measure, "ROUNDS", 3)
+    monkeypatch.setattr(measure, "CLICKS", 1)
+    monkeypatch.setattr(memory, "can_measure", lambda: False)
+    out = tmp_path / "b.json"
+    words = ["benchmark", "--models", "default", "--sizes", "64,128", "--json", str(out)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    report = json.loads(out.read_text())
+    assert report["complete"] is False
+    assert [c["height"] for c in report["cells"]] == [64]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sizes", "100"], "100x100 is no multiple of the patch of default, 16 pixels"),
+        (["--sizes", "12x"], "give pixels as 1024"),
+        (["--sizes", ""], "--sizes names none"),
+        (["--models", "big"], "no model is called 'big'"),
+        (["--models", ","], "--models names none"),
+        (["--dtype", "int8"], "dtype 'int8' is unknown"),
+    ],
+)
+def test_wrong_usage(words, message):
+    result = CliRunner().invoke(app, ["benchmark", *words])
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
