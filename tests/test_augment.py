@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anyres.data import augment
-from anyres.data.augment import CutOut, draw_cable, paste, photometric
+from anyres.data.augment import CutOut, paste, photometric
 from anyres.errors import MissingExtraError
 
 cv2 = pytest.importorskip("cv2")
@@ -91,19 +91,6 @@ def test_a_flipped_cut_out_swaps_left_and_right(cut):
         assert found[:, 0].any() != found[:, -1].any()
         sides.add(bool(found[:, 0].any()))
     assert sides == {True, False}
-
-
-def test_cable_is_thin_and_drawn_where_it_says():
-    drawn = 0
-    for seed in range(20):
-        image = _picture(128, 128)
-        found = draw_cable(image, np.random.default_rng(seed))
-        if not found.any():
-            continue
-        drawn += 1
-        assert found.mean() < 0.3
-        assert (image[found == 0] == 120).mean() > 0.5
-    assert drawn > 15
 
 
 def test_missing_opencv_names_the_extra(monkeypatch):

@@ -69,9 +69,7 @@ def test_a_sample_depends_on_seed_and_index_alone(root):
 def test_masks_lie_on_their_objects(root, monkeypatch):
     monkeypatch.setattr("anyres.train.samples.photometric", lambda image, rng: image.copy())
     stream = SampleStream(root, size=64, objects=3, seed=2)
-    monkeypatch.setattr(
-        "anyres.train.samples.draw_cable", lambda image, rng: np.zeros_like(image[..., 0])
-    )
+    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 0.0)
     seen = 0
     for sample in islice(stream, 30):
         for mask in sample.masks:
@@ -93,6 +91,25 @@ def test_pasted_objects_hide_what_is_below(root, monkeypatch):
         count = np.sum(scene.masks, axis=0)
         if len(scene.masks):
             assert count.max() == 1
+
+
+def test_drawn_objects_join_the_masks(root, monkeypatch):
+    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 1.0)
+    stream = SampleStream(root, size=64, objects=4, seed=0)
+    rng = np.random.default_rng(0)
+    drawn = 0
+    for _ in range(40):
+        scene = stream._crop(stream._sources[0], 64, rng)
+        hidden = stream._synthetic(scene, rng)
+        if hidden is scene:
+            continue
+        drawn += 1
+        assert all(0.0005 <= mask.mean() <= 0.8 for mask in hidden.masks)
+        changed = (hidden.valid != scene.valid).any() or len(hidden.masks) != len(scene.masks)
+        assert changed or any(
+            (m != n).any() for m, n in zip(hidden.masks, scene.masks, strict=True)
+        )
+    assert drawn > 30
 
 
 def test_padding_is_mean_colour_and_not_valid(root):

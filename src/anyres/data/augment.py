@@ -267,39 +267,3 @@ def _shadow(image: Image, alpha: Mask, extent: float, rng: Generator) -> None:
     moved = cv2.blur(moved, (int(rng.integers(2, 8)) * 2 + 1,) * 2)
     dark = 1 - moved.astype(np.float32) * float(rng.uniform(0.1, 0.6) / 255)
     np.copyto(image, (image * dark[..., None]).astype(np.uint8))
-
-
-def draw_cable(image: Image, rng: Generator) -> Mask:
-    """Draw a smooth, thin, shaded line through the picture, in place.
-
-    Returns:
-        (H, W) uint8 0/1, the pixels of the line.
-    """
-    cv2 = opencv()
-    height, width = image.shape[:2]
-    side = max(height, width)
-    points = rng.uniform(-0.1, 1.1, (4, 2)) * (width, height)
-    t = np.linspace(0, 1, 48)[:, None]
-    curve = (
-        (1 - t) ** 3 * points[0]
-        + 3 * t * (1 - t) ** 2 * points[1]
-        + 3 * t**2 * (1 - t) * points[2]
-        + t**3 * points[3]
-    )
-    thickness = max(1.2, float(np.exp(rng.uniform(np.log(0.005), np.log(0.035)))) * side)
-    colour = rng.integers(0, 256, 3) if rng.random() < 0.7 else np.full(3, rng.integers(0, 256))
-    # Twice the size and fixed point, then down: OpenCV's own lines have no width below 1.
-    alpha = np.zeros((height * 2, width * 2), np.uint8)
-    line = [np.rint(curve * 2 * 16).astype(np.int32)]
-    cv2.polylines(alpha, line, False, 255, max(1, round(thickness * 2)), cv2.LINE_AA, 4)
-    alpha = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)
-    found: Mask = (alpha > 127).astype(np.uint8)
-    if rng.random() < 0.4:
-        _shadow(image, alpha, 4 * thickness, rng)
-    # Brightest along the middle, as a round thing lit from the front is.
-    depth = cv2.distanceTransform(found, cv2.DIST_L2, 3) / max(1.0, thickness / 2)
-    shade = 1 + (np.minimum(depth, 1) - 0.6) * float(rng.uniform(0, 0.7))
-    front = shade[..., None] * colour
-    blend = (alpha.astype(np.float32) / 255)[..., None] * float(rng.uniform(0.85, 1))
-    np.copyto(image, (image + (front - image) * blend).clip(0, 255).astype(np.uint8))
-    return found

@@ -1,7 +1,7 @@
 """Random shapes as antialiased maps: blobs, polygons with holes, nets, hair, plants and wires.
 
 Each function draws into a fresh (H, W) uint8 map, 255 inside, with soft edges; a pixel belongs to
-the shape where more than 127 is left of it. Coordinates are XY in pixels, drawn in sixteenths of
+the shape where more than `EDGE` is left of it. Coordinates are XY in pixels, drawn in sixteenths of
 one, so that thin shapes move smoothly. Needs OpenCV (extra ``train``).
 """
 
@@ -14,6 +14,9 @@ from anyres.data.augment import Generator, Mask, opencv
 
 Size = tuple[int, int]
 Points = NDArray[np.float64]
+
+# Below the half: of a line of one pixel that runs between two, each gets a half.
+EDGE = 100
 
 _SHIFT = 4  # binary digits of a coordinate's fraction
 
@@ -30,17 +33,17 @@ def fill(alpha: Mask, outline: Points, value: int = 255) -> None:
 
 
 def stroke(alpha: Mask, line: Points, width: float, value: int = 255) -> None:
-    """Draw a line (N, 2) of some width in pixels, in place; thinner than a pixel is paler."""
+    """Draw a line (N, 2) of some width in pixels, at least 1, in place."""
     cv2 = opencv()
     points = np.rint(line * 2**_SHIFT).astype(np.int32)
-    if width < 1:
-        value = round(value * max(width, 0.5))
     cv2.polylines(alpha, [points], False, value, max(1, round(width)), cv2.LINE_AA, _SHIFT)
 
 
 def smooth_line(control: Points, count: int) -> Points:
     """A curve through control points (K, 2): Catmull-Rom splines, ``count`` points in all."""
-    ends = np.concatenate([2 * control[:1] - control[1:2], control, 2 * control[-1:] - control[-2:-1]])
+    ends = np.concatenate(
+        [2 * control[:1] - control[1:2], control, 2 * control[-1:] - control[-2:-1]]
+    )
     at = np.linspace(0, len(control) - 1 - 1e-9, count)
     i = at.astype(int)
     t = (at - i)[:, None]
@@ -55,7 +58,7 @@ def smooth_line(control: Points, count: int) -> Points:
 
 
 def outline(centre: Points, radius: float, rng: Generator, roughness: float = 0.35) -> Points:
-    """A closed smooth outline about a centre: a radius with random waves round it, and a squeeze."""
+    """A closed smooth outline about a centre: a circle with random waves, then squeezed."""
     angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     waves = np.zeros_like(angle)
     for k in range(2, 9):
@@ -184,7 +187,10 @@ def wires(size_hw: Size, rng: Generator) -> list[tuple[Mask, float]]:
     height, width = size_hw
     count = int(rng.choice([1, 2, 3, 4, 6, 8, 10], p=[0.2, 0.1, 0.15, 0.15, 0.15, 0.15, 0.1]))
     angle = rng.uniform(0, 2 * np.pi)
-    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    along, across = (
+        np.array([np.cos(angle), np.sin(angle)]),
+        np.array([-np.sin(angle), np.cos(angle)]),
+    )
     side = float(np.hypot(height, width))
     spread = side * float(rng.uniform(0.02, 0.25))
     middle = rng.uniform(0.25, 0.75, 2) * (width, height)

@@ -6,14 +6,16 @@ is below, so every mask holds just the pixels that are seen. Everything is drawn
 that is given: the same state gives the same scene.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, Image, Mask, opencv
-from anyres.data.shapes import SHAPES, Size, wires
+from anyres.data.shapes import EDGE, SHAPES, Size, wires
+
+Filling = Callable[[], NDArray[np.float32]]
 
 SHARES = (0.2, 0.16, 0.08, 0.1, 0.18, 0.28)  # of SHAPES, in their order
 
@@ -49,7 +51,7 @@ def draw_shape(image: Image, rng: Generator, texture: Image | None = None) -> Dr
     # A crowd of the same kind: to segment one, the others have to be told apart.
     for _ in range(int(rng.choice([1, 2, 4], p=[0.7, 0.2, 0.1]))):
         alpha = draw(size_hw, rng)
-        parts = _lay(image, alpha, fills(alpha), parts, rng)
+        parts = _lay(image, alpha, fills(), parts, rng)
     return _drawn(parts, whole=rng.random() < 0.2)
 
 
@@ -79,7 +81,7 @@ def _lay(
 ) -> list[Mask]:
     """Blend ``front`` over the picture and take what it hides from the parts below."""
     cv2 = opencv()
-    found: Mask = (alpha > 127).astype(np.uint8)
+    found: Mask = (alpha > EDGE).astype(np.uint8)
     window = _window(alpha)
     if window is None:
         return parts
@@ -140,25 +142,26 @@ def _round(
     return lit
 
 
-def _filling(image: Image, rng: Generator, texture: Image | None) -> Any:
-    """How all shapes of a crowd are filled: a function of the map to (H, W, 3) float32."""
+def _filling(image: Image, rng: Generator, texture: Image | None) -> Filling:
+    """What makes the fillings (H, W, 3) of the shapes of a crowd, one after the other."""
     height, width = image.shape[:2]
     kind = rng.choice(["photo", "self", "plain", "noise"], p=[0.45, 0.1, 0.25, 0.2])
     base = _colour(rng)
     if kind == "plain" or (kind == "photo" and texture is None):
         ramp = _ramp((height, width), rng)
-        return lambda _: base + ramp
+        plain = np.broadcast_to(base, (height, width, 3)) + ramp
+        return lambda: plain
     if kind == "noise":
-        return lambda _: base + _clouds((height, width), rng)
+        return lambda: base + _clouds((height, width), rng)
     source = image.copy() if texture is None or kind == "self" else texture
     gain = np.exp(rng.normal(0, 0.25, 3)).astype(np.float32)
     shift = np.float32(rng.normal(0, 25))
 
-    def photo(_: Mask) -> NDArray[np.float32]:
+    def photo() -> NDArray[np.float32]:
         cv2 = opencv()
         share = float(rng.uniform(0.2, 1))
-        h, w = (max(8, int(share * side)) for side in source.shape[:2])
-        y, x = (int(rng.integers(0, side - part + 1)) for side, part in zip(source.shape, (h, w)))
+        h, w = (min(side, max(8, int(share * side))) for side in source.shape[:2])
+        y, x = (int(rng.integers(source.shape[axis] - (h, w)[axis] + 1)) for axis in (0, 1))
         piece = cv2.resize(source[y : y + h, x : x + w], (width, height))
         if rng.random() < 0.5:
             piece = cv2.flip(piece, int(rng.integers(-1, 2)))

@@ -144,7 +144,7 @@ class SampleStream:
             scene = self._crop(source, side, rng)
         if pasting and self._cutters:
             scene = self._pasted(scene, rng)
-        if rng.random() < SYNTHETIC:
+        if scene.masks and rng.random() < SYNTHETIC:
             scene = self._synthetic(scene, rng)
         return scene
 
