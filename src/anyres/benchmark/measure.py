@@ -18,7 +18,6 @@ from anyres.predict.predictor import Predictor
 K = TypeVar("K", bound=Hashable)
 
 ROUNDS = 5
-LONG = 20.0  # seconds; what takes longer is measured three times
 CLICKS = 20
 _SCAN = "cycle_scan"  # of the blocks' module: what runs the kernel
 
@@ -42,13 +41,20 @@ class Timing:
         return (self.median - self.least) / self.median
 
 
+def rounds(seconds: float) -> int:
+    """How often to call what takes so long: five times, fewer beyond 2 s and 10 s."""
+    if seconds < 2:
+        return ROUNDS
+    return min(ROUNDS, 3 if seconds < 10 else 2)
+
+
 def by_turns(calls: Mapping[K, Callable[[], object]]) -> dict[K, Timing]:
     """Time each call several times, all of them in each round, after one call to warm up."""
     times: dict[K, list[float]] = {name: [] for name in calls}
     warm = {name: _seconds(call) for name, call in calls.items()}
     for turn in range(ROUNDS):
         for name, call in calls.items():
-            if turn < 3 or warm[name] < LONG:
+            if turn < rounds(warm[name]):
                 times[name].append(_seconds(call))
     return {name: Timing.of(each) for name, each in times.items()}
 
@@ -78,8 +84,8 @@ def gemm_bound(subject: Subject, size_hw: tuple[int, int], dtype: torch.dtype) -
     return bound_seconds(encoder_products(encoder, grid_hw), dtype, torch.device("cpu"))
 
 
-def scan_seconds(run: Callable[[], object]) -> Timing:
-    """Seconds within the scan kernel while ``run`` runs."""
+def scan_seconds(run: Callable[[], object], encoder: float) -> Timing:
+    """Seconds within the scan kernel while ``run`` runs, which takes ``encoder`` seconds."""
     inner = getattr(blocks, _SCAN)
     spent = 0.0
 
@@ -93,7 +99,7 @@ def scan_seconds(run: Callable[[], object]) -> Timing:
     found = []
     setattr(blocks, _SCAN, timed)
     try:
-        for _ in range(ROUNDS):
+        for _ in range(rounds(encoder)):
             spent = 0.0
             run()
             found.append(spent)
@@ -125,7 +131,8 @@ def click_times(model: Segmenter, size_hw: tuple[int, int], encoder: float) -> C
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     predictor = Predictor(model, resolution=max(size_hw))
     predictor.set_image(image)
-    setting = Timing.of([_seconds(lambda: predictor.set_image(image)) for _ in range(3)])
+    again = range(rounds(encoder))
+    setting = Timing.of([_seconds(lambda: predictor.set_image(image)) for _ in again])
     points = rng.uniform(0.1, 0.9, (CLICKS, 2)) * (width, height)
     labels = np.arange(CLICKS) % 3 != 2
     single, inner = [], []

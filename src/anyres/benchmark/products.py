@@ -205,10 +205,10 @@ def _in_pieces(product: Product, dtype: torch.dtype) -> float:
 
 
 def _time(run: Callable[[], None]) -> float:
-    """Median of calls that fill a twentieth of a second, three at least; one before to warm up."""
+    """Median of calls that fill a twentieth of a second, three if they are short; one before."""
     run()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < 0.05 and len(times) < 50):
+    while sum(times) < 0.05 or (len(times) < 3 and sum(times) < 0.5):
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)

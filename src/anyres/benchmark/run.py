@@ -21,6 +21,7 @@ from anyres.ops.scan import kernel_name
 Size = tuple[int, int]
 Report = Callable[[str, float], None]  # what is being measured, share done
 
+LONGEST = 40.0  # seconds; a model is left out where one picture would take longer
 BUSY = 0.1  # a spread above this says that the machine did something else too
 
 
@@ -120,7 +121,10 @@ def _measure_size(
 ) -> Iterator[tuple[float, str]]:
     """Yields (share of this size done, what comes next)."""
     name = f"{size[0]}x{size[1]}"
-    notes = {subject: _does_not_fit(subject, size) for subject in subjects}
+    notes = {
+        subject: _does_not_fit(subject, size) or _takes_too_long(subject, size, results)
+        for subject in subjects
+    }
     fits = [subject for subject in subjects if not notes[subject]]
     yield 0.0, f"{name}: encoders by turns"
     models = {subject: make_model(subject) for subject in fits}
@@ -149,7 +153,7 @@ def _cell(
     return replace(
         cell,
         gemm=measure.gemm_bound(subject, size, model.dtype),
-        scan=measure.scan_seconds(call) if has_scan else None,
+        scan=measure.scan_seconds(call, timing.median) if has_scan else None,
         clicks=measure.click_times(model, size, timing.median),
     )
 
@@ -159,6 +163,15 @@ def _does_not_fit(subject: Subject, size: Size) -> str:
     if free is None or needed < 0.9 * free:
         return ""
     return f"does not fit: needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+
+
+def _takes_too_long(subject: Subject, size: Size, results: Results) -> str:
+    """Judged by the last size, as if time grew with the pixels."""
+    for cell in reversed(results.cells):
+        if (cell.model, cell.dtype) == (subject.name, subject.dtype_name) and cell.encoder:
+            seconds = cell.encoder.median * size[0] * size[1] / cell.pixels
+            return f"left out: about {seconds:.0f} s a picture" if seconds > LONGEST else ""
+    return ""
 
 
 def available_bytes() -> int | None:
