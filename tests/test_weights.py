@@ -342,19 +342,44 @@ def test_a_whole_sam_is_a_segmenter_and_its_encoder_an_encoder(sam):
     assert state["image_encoder.pos_embed"].abs().sum() > 0
 
 
-def test_hrsam_encoders(golden):
-    facts, tensors = golden("hrsam_encoder")
+@pytest.mark.parametrize(
+    ("kind", "name", "part", "case"),
+    [
+        ("hrsam", "hrsam_encoder", "HRSAMViT", "128x192_b1"),
+        ("hrsam++", "hrsam_plusplus_encoder", "HRSAMPlusPlusViT", "160x128_b2"),
+    ],
+)
+def test_hrsam_encoders(golden, kind, name, part, case):
+    facts, tensors = golden(name)
     state = {name: tensor for name, tensor in tensors.items() if "::" not in name}
-    encoder = from_official("hrsam", state, facts["constructor_args"])
+    encoder = from_official(kind, state, facts["constructor_args"])
     wrapped = from_official(
-        "hrsam",
+        kind,
         {f"backbone.{name}": tensor for name, tensor in state.items()},
-        {"HRSAMViT": facts["constructor_args"]},
+        {part: facts["constructor_args"]},
     )
     assert same_weights(encoder, wrapped)
     with torch.no_grad():
-        found = encoder(tensors["in::128x192_b1::image_i8"] / 32)
-    assert (found - tensors["out::128x192_b1::embed"]).abs().max() <= 1e-4
+        found = encoder(tensors[f"in::{case}::image_i8"] / 32)
+    assert (found - tensors[f"out::{case}::embed"]).abs().max() <= 1e-4
+
+
+def test_a_whole_hrsam_plus_plus(golden):
+    facts, tensors = golden("hrsam_prompt_decoder")
+    encoder = golden("hrsam_plusplus_encoder")
+    state = {name: tensor for name, tensor in tensors.items() if "::" not in name}
+    state |= {f"backbone.{n}": t for n, t in encoder[1].items() if "::" not in n}
+    arguments = facts["constructor_args"] | {"HRSAMPlusPlusViT": encoder[0]["constructor_args"]}
+    model = segmenter_from_official("hrsam++", state, arguments)
+    assert (model.config.bgr, model.config.pad) == (True, "square")
+    assert (model.config.encoder.anchor, model.config.encoder.shift_anchor) == (64, True)
+    with torch.no_grad():
+        pixels = encoder[1]["in::128x128_b2::image_i8"] / 32
+        found = model.encode(pixels).embedding
+    assert (found - encoder[1]["out::128x128_b2::embed"]).abs().max() <= 1e-4
+    del state["backbone.ms_mamba_blocks.1.Ds"]
+    with pytest.raises(WeightsError, match=r"1 missing: backbone\.ms_mamba_blocks\.1\.Ds"):
+        segmenter_from_official("hrsam++", state, arguments)
 
 
 def test_every_name_that_is_missing_or_unexpected_or_of_another_shape_is_told(sam):
@@ -419,7 +444,7 @@ def test_weights_that_are_no_weights(sam):
         from_official("sam", {}, ARGUMENTS)
 
 
-@pytest.mark.parametrize("kind", ["hrsam++", "mobile_sam", "sam2"])
+@pytest.mark.parametrize("kind", ["mobile_sam", "sam2"])
 def test_kinds_that_are_not_there(kind):
     with pytest.raises(InputError, match=r"there are: 'sam', 'hrsam'"):
         from_official(kind, {"a": torch.ones(1)})
@@ -530,6 +555,8 @@ def test_arguments_that_are_none():
         from_official("hrsam", {"a": torch.ones(1)}, {"HRSAMViT": {}, "ImageEncoderViT": {}})
     with pytest.raises(InputError, match="no argument 'downsample_sizes'"):
         hrsam_config({"downsample_sizes": [64]})
+    with pytest.raises(InputError, match="a sequence of one size"):
+        hrsam_config({"downsample_sizes": [64, 32]}, "hrsam++")
     with pytest.raises(InputError, match="out_blocks"):
         hrsam_config({"depth": 4, "out_indices": [1, 4]})
     with pytest.raises(InputError, match="input_image_size"):
@@ -541,6 +568,8 @@ def test_official_defaults_are_those_of_the_constructors():
     published = hrsam_model_config({})
     assert replace(published.encoder, positions="crop") == preset("hrsam_b").encoder
     assert (published.name, published.image_size, published.bgr) == ("hrsam_b", 1024, True)
+    joint = hrsam_model_config({}, "hrsam++").encoder
+    assert joint == replace(published.encoder, anchor=512, shift_anchor=True)
 
 
 # Files for a model asked for by its name.
@@ -606,7 +635,7 @@ def test_a_named_hrsam_and_its_official_file(tiny_presets, tmp_path, monkeypatch
         decoder=replace(DECODER, positions="stretch"),
     )
     model = build(config)
-    monkeypatch.setattr(official, "hrsam_model_config", lambda _: config)
+    monkeypatch.setattr(official, "hrsam_model_config", lambda *_: config)
     state = {
         next(t + n.removeprefix(o) for t, o in official.HRSAM_NAMES if n.startswith(o)): tensor
         for n, tensor in model.state_dict().items()

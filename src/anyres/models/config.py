@@ -56,13 +56,17 @@ class ViTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HRSAMConfig:
-    """HRSAM's image encoder (arXiv 2407.02109).
+    """The image encoder of HRSAM or HRSAM++ (arXiv 2407.02109).
 
     ``positions`` says how the absolute table meets a rectangle: ``crop`` resizes it by the long
     side's factor on both axes and crops, ``stretch`` resizes each axis by itself (official code).
     ``table`` is the side of the absolute table; 0 means none.
     ``stem`` replaces the patch embedding by convolutions with these widths at strides 2, 4 and 8;
     their stride-4 and stride-8 maps are then handed to the decoder as detail features.
+    ``anchor`` makes it HRSAM++: the side in pixels of the square that the picture is shrunk to and
+    seen beside itself; 0 means none. ``shift_anchor``: the anchor's windows are shifted in odd
+    blocks like the picture's, and it is shrunk without smoothing (the paper's first version, at
+    512, and the official weights). Otherwise they never are (its second version: 256, one window).
     """
 
     dim: int = 768
@@ -78,9 +82,19 @@ class HRSAMConfig:
     table: int = 14
     positions: Positions = "crop"
     stem: tuple[int, int, int] | None = None
+    anchor: int = 0
+    shift_anchor: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes(self, zero=("table",))
+        _check_sizes(self, zero=("table", "anchor"))
+        _check(
+            self.anchor % self.patch == 0,
+            f"anchor {self.anchor} is not a multiple of the patch {self.patch}",
+        )
+        _check(
+            self.anchor > 0 or not self.shift_anchor,
+            "shift_anchor needs an anchor; set anchor, 512 in the paper's first version",
+        )
         # Rotary positions turn pairs of channels, half of them by the row, half by the column.
         _check(
             self.dim % (4 * self.heads) == 0,
@@ -274,10 +288,10 @@ def _sam(name: str, **encoder: Any) -> ModelConfig:
     return ModelConfig(name=name, encoder=ViTConfig(**encoder), decoder=DecoderConfig())
 
 
-def _hrsam(name: str, dim: int, heads: int) -> ModelConfig:
+def _hrsam(name: str, dim: int, heads: int, anchor: int = 0) -> ModelConfig:
     return ModelConfig(
         name=name,
-        encoder=HRSAMConfig(dim=dim, heads=heads),
+        encoder=HRSAMConfig(dim=dim, heads=heads, anchor=anchor),
         decoder=DecoderConfig(),
         pad="patch",
         native_limit=2048,
@@ -320,6 +334,9 @@ PRESETS: dict[str, ModelConfig] = {
         _hrsam("hrsam_ti", 192, 3),
         _hrsam("hrsam_s", 384, 6),
         _hrsam("hrsam_b", 768, 12),
+        _hrsam("hrsam_pp_ti", 192, 3, anchor=256),
+        _hrsam("hrsam_pp_s", 384, 6, anchor=256),
+        _hrsam("hrsam_pp_b", 768, 12, anchor=256),
         ModelConfig(
             name="sam_ti",
             encoder=ViTConfig(dim=192, heads=3, neck=128, window=8, image_size=512),

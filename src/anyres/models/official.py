@@ -30,7 +30,8 @@ HRSAM_NAMES = (
 
 # Classes whose arguments make a whole model; the image encoder first.
 _SAM_PARTS = ("ImageEncoderViT", "PromptEncoder", "TwoWayTransformer", "MaskDecoder", "Sam")
-_HRSAM_PARTS = ("HRSAMViT", "SAMPromptEncoder", "SAMDecoder")
+_HRSAM_ENCODERS = {"hrsam": "HRSAMViT", "hrsam++": "HRSAMPlusPlusViT"}
+_HRSAM_PARTS = ("SAMPromptEncoder", "SAMDecoder")
 
 
 class _Arguments:
@@ -83,6 +84,13 @@ class _Arguments:
         if not isinstance(value, list | tuple) or not all(type(v) is int for v in value):
             raise self._wrong(name, value, "a sequence of whole numbers")
         return tuple(value)
+
+    def side(self, name: str, default: int) -> int:
+        """The one whole number of a sequence."""
+        value = self.integers(name, (default,))
+        if len(value) != 1 or value[0] < 1:
+            raise self._wrong(name, value, "a sequence of one size in pixels")
+        return value[0]
 
     def same(self, name: str, supported: Any) -> None:
         """An argument for which there is only one choice here."""
@@ -155,17 +163,25 @@ def vit_config(arguments: Arguments) -> ViTConfig:
     return config
 
 
-def hrsam_config(arguments: Arguments) -> HRSAMConfig:
-    """HRSAM's ``HRSAMViT``; what is not given is as in the published model.
+def hrsam_config(arguments: Arguments, kind: str = "hrsam") -> HRSAMConfig:
+    """``HRSAMViT`` or ``HRSAMPlusPlusViT``; what is not given is as in the published model.
+
+    Args:
+        arguments: of the constructor.
+        kind: ``"hrsam"`` or ``"hrsam++"``. The latter has the paper's first version of the anchor:
+            shifted, of the one size in ``downsample_sizes``.
 
     Raises:
         InputError: an argument is unknown or has a value that anyres does not support.
     """
-    take = _Arguments("HRSAMViT", arguments)
+    take = _Arguments(_HRSAM_ENCODERS[kind], arguments)
     take.same("in_dim", 3)
     take.ignore("drop_rate", "attn_drop_rate", "drop_path_rate")
     size, patch = take.integer("img_size", 224), take.integer("patch_size", 16)
+    anchor = take.side("downsample_sizes", 512) if kind == "hrsam++" else 0
     config = HRSAMConfig(
+        anchor=anchor,
+        shift_anchor=anchor > 0,
         table=size // patch,
         patch=patch,
         window=take.integer("window_size", 16),
@@ -227,18 +243,19 @@ def sam_config(arguments: Arguments) -> ModelConfig:
     return _preset_alike(config)
 
 
-def hrsam_model_config(arguments: Arguments) -> ModelConfig:
-    """A whole HRSAM: dicts of arguments by class name.
+def hrsam_model_config(arguments: Arguments, kind: str = "hrsam") -> ModelConfig:
+    """A whole HRSAM or HRSAM++: dicts of arguments by class name.
 
-    The classes are ``HRSAMViT``, ``SAMPromptEncoder`` and ``SAMDecoder``; what is not given is as
-    in the published model. As official HRSAM works: channels in the order blue, green, red,
-    pictures padded to squares, dense positions interpolated.
+    The classes are ``HRSAMViT`` (``HRSAMPlusPlusViT``), ``SAMPromptEncoder`` and ``SAMDecoder``;
+    what is not given is as in the published model. As official HRSAM works: channels in the order
+    blue, green, red, pictures padded to squares, dense positions interpolated.
 
     Raises:
         InputError: an argument is unknown, not supported, or contradicts another.
     """
-    parts = _parts(arguments, _HRSAM_PARTS)
-    encoder = hrsam_config(parts.take("HRSAMViT"))
+    name = _HRSAM_ENCODERS[kind]
+    parts = _parts(arguments, (name, *_HRSAM_PARTS))
+    encoder = hrsam_config(parts.take(name), kind)
     prompts = _Arguments("SAMPromptEncoder", parts.take("SAMPromptEncoder"))
     dim = prompts.integer("embed_dim", encoder.neck)
     size = prompts.integers("input_image_size", (1024, 1024))
@@ -259,7 +276,7 @@ def hrsam_model_config(arguments: Arguments) -> ModelConfig:
     alike = replace(encoder, positions=HRSAMConfig.positions)
     names = [name for name, known in PRESETS.items() if known.encoder == alike]
     return ModelConfig(
-        name=names[0] if names else "hrsam",
+        name=names[0] if names else kind,
         encoder=encoder,
         decoder=replace(decoder, positions="stretch"),
         image_size=size[0],
@@ -269,17 +286,17 @@ def hrsam_model_config(arguments: Arguments) -> ModelConfig:
 
 
 def encoder_config(kind: str, arguments: Arguments) -> ViTConfig | HRSAMConfig:
-    """The image encoder of ``sam`` or ``hrsam``: its own arguments, or those by class name.
+    """An image encoder: its own arguments, or those by class name.
 
     Raises:
         InputError: one of the encoder's arguments is unknown or not supported.
     """
-    names = _SAM_PARTS if kind == "sam" else _HRSAM_PARTS
+    names = _SAM_PARTS if kind == "sam" else (_HRSAM_ENCODERS[kind], *_HRSAM_PARTS)
     parts = _parts(arguments, names)
     own = parts.take(names[0])
     parts.ignore(*names)
     parts.finish()
-    return vit_config(own) if kind == "sam" else hrsam_config(own)
+    return vit_config(own) if kind == "sam" else hrsam_config(own, kind)
 
 
 def _parts(arguments: Arguments, names: tuple[str, ...]) -> _Arguments:
@@ -315,7 +332,7 @@ def recognise(kind: str, state: Mapping[str, Tensor], prefix: str) -> ModelConfi
     """The published model whose image encoder has the width and depth of this state dict.
 
     Args:
-        kind: ``"sam"`` or ``"hrsam"``.
+        kind: ``"sam"``, ``"hrsam"`` or ``"hrsam++"``.
         state: a state dict.
         prefix: what the names of the encoder's parameters begin with.
 
@@ -325,7 +342,7 @@ def recognise(kind: str, state: Mapping[str, Tensor], prefix: str) -> ModelConfi
     if kind == "sam":
         published = [c for name, c in PRESETS.items() if name.startswith("sam_vit_")]
     else:
-        published = [hrsam_model_config({})]
+        published = [hrsam_model_config({}, kind)]
     width, depth = encoder_size(state, prefix)
     for config in published:
         if (config.encoder.dim, config.encoder.blocks) == (width, depth):

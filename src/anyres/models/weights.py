@@ -37,11 +37,13 @@ _CONFIG_KEY = "anyres.config"
 _FORMAT_KEY = "anyres.format"
 
 # Official kinds that are read. Others are known by name, but there is no model for them yet.
-KINDS = ("sam", "hrsam")
-_NOT_YET = ("hrsam++", "mobile_sam")
+KINDS = ("sam", "hrsam", "hrsam++")
+_NOT_YET = ("mobile_sam",)
+_HRSAM = ("hrsam", "hrsam++")
 
 # Beginnings of names that are only in a whole model.
-_NOT_ENCODER = {"sam": ("prompt_encoder.", "mask_decoder."), "hrsam": ("neck.", "decode_head.")}
+_NOT_ENCODER = {"sam": ("prompt_encoder.", "mask_decoder.")}
+_NOT_ENCODER |= dict.fromkeys(_HRSAM, ("neck.", "decode_head."))
 
 Renames = Iterable[tuple[str, str]]
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -149,7 +151,8 @@ def load_weights(model: str, path: str | Path) -> Segmenter:
     with _naming(path):
         state = _without_wrapper(state)
         if any(name.startswith("backbone.") for name in state):
-            found = segmenter_from_official("hrsam", state)
+            joint = any(".ms_mamba_blocks." in name for name in state)
+            found = segmenter_from_official("hrsam++" if joint else "hrsam", state)
             _check_wanted(found.config, wanted, path)
             return found
         return _whole_sam(state, wanted)
@@ -202,7 +205,7 @@ def from_official(
     """Make a model of a state dict of the official code.
 
     Args:
-        kind: ``"sam"`` or ``"hrsam"``.
+        kind: ``"sam"``, ``"hrsam"`` or ``"hrsam++"``.
         state_dict: the image encoder's own (with or without a common ``image_encoder.``, or
             ``backbone.`` for HRSAM), or a whole SAM's (``image_encoder.* prompt_encoder.*
             mask_decoder.*``). BA-SAM's, known by their coefficients, are read as SAM's. The
@@ -223,9 +226,9 @@ def from_official(
     _check_kind(kind)
     state = _without_wrapper(state_dict)
     whole = any(name.startswith(_NOT_ENCODER[kind]) for name in state)
-    if whole and kind == "hrsam":
-        raise InputError("this is a whole HRSAM: segmenter_from_official('hrsam', ...) reads it")
-    prefix = {"sam": "image_encoder.", "hrsam": "backbone."}[kind]
+    if whole and kind in _HRSAM:
+        raise InputError(f"this is a whole HRSAM: segmenter_from_official({kind!r}, ...) reads it")
+    prefix = "backbone." if kind in _HRSAM else "image_encoder."
     if not any(name.startswith(prefix) for name in state):
         prefix = ""
     published = official.recognise(kind, state, prefix) if config is None else None
@@ -248,10 +251,10 @@ def segmenter_from_official(
     positions.
 
     Args:
-        kind: ``"hrsam"``.
+        kind: ``"hrsam"`` or ``"hrsam++"``.
         state_dict: all names of the checkpoint. The tensors are copied.
-        config: arguments of the official constructors by class: ``HRSAMViT``,
-            ``SAMPromptEncoder``, ``SAMDecoder``. None is the published model.
+        config: arguments of the official constructors by class: ``HRSAMViT`` or
+            ``HRSAMPlusPlusViT``, ``SAMPromptEncoder``, ``SAMDecoder``. None is the published model.
 
     Returns:
         In eval mode, float32.
@@ -261,13 +264,14 @@ def segmenter_from_official(
         WeightsError: as in ``from_official``.
     """
     _check_kind(kind)
-    if kind != "hrsam":
-        raise InputError(f"kind {kind!r} is read by from_official; this function reads 'hrsam'")
+    if kind not in _HRSAM:
+        known = " and ".join(map(repr, _HRSAM))
+        raise InputError(f"kind {kind!r} is read by from_official; this function reads {known}")
     state = _without_wrapper(state_dict)
     if config is None:
         model = official.recognise(kind, state, "backbone.")
     else:
-        model = official.hrsam_model_config(config)
+        model = official.hrsam_model_config(config, kind)
     return _fill(lambda: build(model), state, official.HRSAM_NAMES)
 
 
