@@ -41,18 +41,24 @@ class StridedConv2d(nn.Conv2d):
         stride: int,
         padding: int = 0,
         bias: bool = True,
+        groups: int = 1,
     ) -> None:
-        super().__init__(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
         self._two_columns = kernel + stride - 2 * padding  # the width of input that gives two
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H', W')."""
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with another weight and bias, of the same shapes."""
         if x.device.type != "cpu" or x.shape[-1] >= self._two_columns:
-            return super().forward(x)
+            out: Tensor = self._conv_forward(x, weight, bias)
+            return out
         wide = torch.promote_types(x.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(wide)
+        bias = None if bias is None else bias.to(wide)
         with torch.autocast("cpu", enabled=False):
-            exact: Tensor = self._conv_forward(x.to(wide), self.weight.to(wide), bias)
+            exact: Tensor = self._conv_forward(x.to(wide), weight.to(wide), bias)
         return exact.to(x.dtype)
 
 
