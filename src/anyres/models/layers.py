@@ -26,6 +26,16 @@ class LayerNorm2d(nn.Module):
         return normed.permute(0, 3, 1, 2)
 
 
+def neck(inputs: int, outputs: int) -> nn.Sequential:
+    """From an encoder's map (B, inputs, h, w) to SAM's embedding (B, outputs, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        LayerNorm2d(outputs),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        LayerNorm2d(outputs),
+    )
+
+
 class StridedConv2d(nn.Conv2d):
     """A convolution that makes a map smaller; right at every width, in every precision.
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import TinyViTConfig
-from anyres.models.layers import LayerNorm2d, StridedConv2d, check_pixels
+from anyres.models.layers import StridedConv2d, check_pixels, neck
 from anyres.ops.length import LengthConfig, mobile_scale
 from anyres.ops.windows import merge, partition, window_plan
 
@@ -211,12 +211,7 @@ class TinyViT(nn.Module):
         self.img_size = config.image_size
         self.patch_embed = PatchEmbed(config.dims[0])
         self.layers = nn.ModuleList(Stage(config, i) for i in range(len(config.dims)))
-        self.neck = nn.Sequential(
-            nn.Conv2d(config.dim, config.neck, 1, bias=False),
-            LayerNorm2d(config.neck),
-            nn.Conv2d(config.neck, config.neck, 3, padding=1, bias=False),
-            LayerNorm2d(config.neck),
-        )
+        self.neck = neck(config.dim, config.neck)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode normalised pixels.
