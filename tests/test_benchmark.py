@@ -16,7 +16,7 @@ from anyres.benchmark.subjects import Subject
 from anyres.cli.main import app
 from anyres.errors import InputError
 from anyres.models.build import build_encoder
-from anyres.models.config import HRSAMConfig, ViTConfig
+from anyres.models.config import HRSAMConfig, TinyViTConfig, ViTConfig
 from anyres.ops.length import LengthConfig
 
 TINY_VIT = ViTConfig(
@@ -89,6 +89,19 @@ def test_products_of_a_vit():
     with FlopCounterMode(display=False) as counter:
         stock.encode(encoder, torch.randn(1, 3, 128, 192))
     assert counter.get_total_flops() == found
+
+
+def test_products_of_mobile_sam():
+    config = TinyViTConfig(
+        dims=(8, 12, 16, 20), depths=(1, 1, 2, 1), heads=(2, 2, 4), windows=(4, 2, 4), neck=8
+    )
+    found = sum(p.flops * n for p, n in encoder_products(config, (8, 12)).items())
+    depthwise = 2 * 9 * (
+        1 * 32 * 32 * 48 + 12 * 16 * 24 + 12 * 16 * 24 + 16 * 8 * 12 + 2 * 16 * 8 * 12
+        + 20 * 8 * 12 + 20 * 8 * 12
+    )  # fmt: skip
+    pads = 2 * sum(dim * 3 * dim * depth for dim, depth in ((12, 1), (16, 2), (20, 1)))
+    assert sum(counted(config, (128, 192)).values()) - depthwise - pads == found
 
 
 def test_padding_asks_nothing():

@@ -399,6 +399,8 @@ def test_models_are_listed(run, folder):
     assert code == 0
     assert entries["sam_vit_b"]["image_size"] == 1024
     assert entries["sam_vit_b"]["pad"] == "square"
+    assert entries["mobile_sam"]["encoder"] == "TinyViT"
+    assert (entries["mobile_sam"]["dim"], entries["mobile_sam"]["blocks"]) == (320, 12)
     assert entries["default"]["embedded"] is EMBEDDED
     assert not entries["hrsam_b"]["embedded"]
     assert run("models", "--json", "none/m.json")[0] == 2

@@ -79,6 +79,7 @@ def test_colours_are_not_rounded_with_the_weights():
     [
         ({"model": "sam_vit_x"}, InputError, "sam_vit_x"),
         ({"model": "sam_vit_b"}, WeightsError, "facebookresearch/segment-anything"),
+        ({"model": "mobile_sam"}, WeightsError, "ChaoningZhang/MobileSAM"),
         ({"model": "hrsam_b"}, WeightsError, "anyres train"),
         ({"weights": "nowhere.pth"}, WeightsError, "nowhere.pth"),
         ({"device": "abacus"}, InputError, "abacus"),

@@ -53,6 +53,8 @@ class Living(TorchDispatchMode):
         ("sam_ti", (768, 1024), torch.float32),
         ("default", (512, 768), torch.float32),
         ("default", (768, 768), torch.bfloat16),
+        ("mobile_sam", (512, 768), torch.float32),
+        ("mobile_sam", (640, 512), torch.bfloat16),
         ("hrsam_ti", (640, 480), torch.float32),
         ("hrsam_ti", (512, 512), torch.bfloat16),
     ],

@@ -444,11 +444,11 @@ def test_weights_that_are_no_weights(sam):
         from_official("sam", {}, ARGUMENTS)
 
 
-@pytest.mark.parametrize("kind", ["mobile_sam", "sam2"])
+@pytest.mark.parametrize("kind", ["mobile-sam", "sam2"])
 def test_kinds_that_are_not_there(kind):
-    with pytest.raises(InputError, match=r"there are: 'sam', 'hrsam'"):
+    with pytest.raises(InputError, match=r"there are: 'sam', 'mobile_sam', 'hrsam'"):
         from_official(kind, {"a": torch.ones(1)})
-    with pytest.raises(InputError, match=r"there are: 'sam', 'hrsam'"):
+    with pytest.raises(InputError, match=r"there are: 'sam', 'mobile_sam', 'hrsam'"):
         segmenter_from_official(kind, {"a": torch.ones(1)})
     with pytest.raises(InputError, match="from_official"):
         segmenter_from_official("sam", {"a": torch.ones(1)})

@@ -18,7 +18,13 @@ from typing import NamedTuple
 
 import torch
 
-from anyres.models.config import STEM_STRIDE, HRSAMConfig, ViTConfig
+from anyres.models.config import (
+    STEM_STRIDE,
+    EncoderConfig,
+    HRSAMConfig,
+    TinyViTConfig,
+    ViTConfig,
+)
 from anyres.ops.threads import share
 from anyres.ops.windows import WindowPlan, window_plan
 
@@ -44,11 +50,13 @@ class Product(NamedTuple):
 Products = Counter[Product]
 
 
-def encoder_products(config: ViTConfig | HRSAMConfig, grid_hw: tuple[int, int]) -> Products:
+def encoder_products(config: EncoderConfig, grid_hw: tuple[int, int]) -> Products:
     """All products of an encoder for one picture of this token grid."""
     found: Products = Counter()
     if isinstance(config, ViTConfig):
         _vit(found, config, grid_hw)
+    elif isinstance(config, TinyViTConfig):
+        _tiny_vit(found, config, grid_hw)
     else:
         _hrsam(found, config, grid_hw)
     return found
@@ -130,8 +138,39 @@ def _vit(found: Products, config: ViTConfig, grid_hw: tuple[int, int]) -> None:
         hidden = int(dim * config.mlp_ratio)
         _linear(found, tokens, dim, 3 * dim, dim, hidden)
         _linear(found, tokens, hidden, dim)
-    _linear(found, tokens, dim, config.neck)
-    _linear(found, tokens, 9 * config.neck, config.neck)
+    _neck(found, tokens, dim, config.neck)
+
+
+def _neck(found: Products, tokens: int, dim: int, neck: int) -> None:
+    _linear(found, tokens, dim, neck)
+    _linear(found, tokens, 9 * neck, neck)
+
+
+def _tiny_vit(found: Products, config: TinyViTConfig, grid_hw: tuple[int, int]) -> None:
+    first, *dims = config.dims
+    high, wide = (side * config.patch // 4 for side in grid_hw)
+    _linear(found, 4 * high * wide, 27, first // 2)
+    _linear(found, high * wide, 9 * (first // 2), first)
+    inside = int(first * config.expand)
+    for _ in range(config.depths[0]):
+        _linear(found, high * wide, first, inside)
+        _linear(found, high * wide, inside, first)
+    before = first
+    stages = zip(dims, config.depths[1:], config.heads, config.windows, strict=True)
+    for i, (dim, depth, heads, window) in enumerate(stages):
+        _linear(found, high * wide, before, dim)
+        if i < 2:
+            high, wide = -(-high // 2), -(-wide // 2)
+        _linear(found, high * wide, dim, dim)
+        plan = window_plan((high, wide), window, shifted=False)
+        for _ in range(depth):
+            for queries, windows in _real_tokens(plan).items():
+                _attention(found, windows * heads, queries, window**2, dim // heads)
+            hidden = int(dim * config.mlp_ratio)
+            _linear(found, high * wide, dim, 3 * dim, dim, hidden)
+            _linear(found, high * wide, hidden, dim)
+        before = dim
+    _neck(found, high * wide, before, config.neck)
 
 
 @torch.no_grad()

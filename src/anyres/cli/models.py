@@ -42,12 +42,13 @@ def models(
 
 
 def _entry(config: Any, embedded: bool) -> dict[str, Any]:
-    from anyres.models.config import ViTConfig
+    from anyres.models.config import HRSAMConfig, TinyViTConfig, ViTConfig
 
+    names = {ViTConfig: "ViT", HRSAMConfig: "HRSAM", TinyViTConfig: "TinyViT"}
     encoder = config.encoder
     return {
         "name": config.name,
-        "encoder": "ViT" if isinstance(encoder, ViTConfig) else "HRSAM",
+        "encoder": names[type(encoder)],
         "dim": encoder.dim,
         "blocks": encoder.blocks,
         "heads": encoder.heads,

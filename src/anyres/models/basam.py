@@ -11,33 +11,34 @@ from torch import Tensor
 from anyres.errors import InputError
 from anyres.models.config import ModelConfig, ViTConfig
 from anyres.models.segmenter import Segmenter
+from anyres.models.tiny_vit import TinyViT
 from anyres.models.vit import ImageEncoderViT
 from anyres.ops.length import LengthConfig
 
 
 def adapt(model: Segmenter, length: LengthConfig) -> Segmenter:
-    """Let a SAM adapt to other lengths in another way, in place.
+    """Let a SAM or MobileSAM adapt to other lengths in another way, in place.
 
     Parameters that this needs start as ``length`` says, on the model's device and in its
     precision: give the model to an optimiser after this. Nothing changes where the way is the
     same.
 
     Args:
-        model: with SAM's image encoder.
+        model: with SAM's or MobileSAM's image encoder.
         length: the way.
 
     Returns:
         The model.
 
     Raises:
-        InputError: the model has another encoder, or was trained with parameters for its own way,
-            which would be lost.
+        InputError: the model has another encoder or no use for this way, or was trained with
+            parameters for its own way, which would be lost.
     """
     encoder = model.image_encoder
-    if not isinstance(encoder, ImageEncoderViT):
+    if not isinstance(encoder, ImageEncoderViT | TinyViT):
         raise InputError(
             f"{model.config.name} has no global attention whose length could change; "
-            "length is for SAM's image encoder: leave it out"
+            "length is for SAM's image encoder and MobileSAM's: leave it out"
         )
     own = encoder.config.length
     if own == length:

@@ -3,17 +3,20 @@
 from torch import nn
 
 from anyres.models.click_maps import ClickMaps
-from anyres.models.config import HRSAMConfig, ModelConfig, ViTConfig
+from anyres.models.config import EncoderConfig, HRSAMConfig, ModelConfig, ViTConfig
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
 from anyres.models.segmenter import Segmenter
+from anyres.models.tiny_vit import TinyViT
 from anyres.models.vit import ImageEncoderViT
 
 
-def build_encoder(config: ViTConfig | HRSAMConfig) -> nn.Module:
+def build_encoder(config: EncoderConfig) -> nn.Module:
     """An image encoder with random weights."""
-    return ImageEncoderViT(config) if isinstance(config, ViTConfig) else HRSAMEncoder(config)
+    if isinstance(config, ViTConfig):
+        return ImageEncoderViT(config)
+    return HRSAMEncoder(config) if isinstance(config, HRSAMConfig) else TinyViT(config)
 
 
 def build(config: ModelConfig) -> Segmenter:

@@ -6,13 +6,12 @@ constructed: ``InputError`` says what contradicts what.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 from anyres.errors import InputError, WeightsError
-from anyres.ops.length import LengthConfig
+from anyres.models.typed import build_typed
+from anyres.ops.length import LengthConfig, mobile_scale
 
 Pad = Literal["square", "patch"]
 Positions = Literal["crop", "stretch"]
@@ -112,6 +111,75 @@ class HRSAMConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TinyViTConfig:
+    """MobileSAM's image encoder (Zhang et al. 2023; TinyViT, Wu et al. 2022).
+
+    Two to four stages: convolutions first, then attention in windows. The second and third are
+    each half as fine as the one before; a fourth is not, so that the grid is SAM's.
+
+    ``dims`` and ``depths`` are the channels and blocks of each stage, ``heads`` and ``windows``
+    (sides, in tokens) of those after the first. ``expand`` widens the first stage's blocks inside.
+    ``local_conv`` is the side of the convolution between attention and MLP. ``image_size`` is the
+    side in pixels of the square it is trained at. ``length`` says how attention adapts to others
+    (``ops.length.mobile_scale``); by default it does not, no window ever changes its length.
+    """
+
+    dims: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (4, 5, 10)
+    windows: tuple[int, ...] = (7, 14, 7)
+    mlp_ratio: float = 4.0
+    expand: float = 4.0
+    local_conv: int = 3
+    image_size: int = 1024
+    neck: int = 256
+    length: LengthConfig = field(default_factory=lambda: LengthConfig(scale="none"))
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        stages = len(self.dims)
+        lengths = (len(self.depths), len(self.heads) + 1, len(self.windows) + 1)
+        _check(
+            2 <= stages <= 4 and set(lengths) == {stages},
+            f"an encoder of {stages} stages has 2 to 4 dims, as many depths, and one less of heads "
+            f"and of windows, not {self}",
+        )
+        _check(
+            min(self.dims[0] // 2, *self.dims, *self.depths, *self.heads, *self.windows) > 0,
+            f"all of dims, depths, heads and windows are at least 1, and dims[0] 2, not in {self}",
+        )
+        for dim, heads in zip(self.dims[1:], self.heads, strict=True):
+            _check(dim % heads == 0, f"the stage's {dim} channels do not divide by {heads} heads")
+        _check(self.local_conv % 2 == 1, f"local_conv is {self.local_conv}; it must be odd")
+        mobile_scale(self.length, self.image_size)  # refuses what has no meaning here
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a token's side at the end."""
+        return 4 << min(len(self.dims) - 1, 2)
+
+    @property
+    def dim(self) -> int:
+        """Channels of the last stage."""
+        return self.dims[-1]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+    @property
+    def window(self) -> int:
+        """Side of the largest window, in tokens."""
+        return max(self.windows)
+
+
+EncoderConfig = ViTConfig | HRSAMConfig | TinyViTConfig
+# By the names that they have in checkpoints.
+_ENCODERS = {"vit": ViTConfig, "hrsam": HRSAMConfig, "tiny_vit": TinyViTConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """SAM's prompt encoder and two-way mask decoder.
 
@@ -160,7 +228,7 @@ class ModelConfig:
     """
 
     name: str
-    encoder: ViTConfig | HRSAMConfig
+    encoder: EncoderConfig
     decoder: DecoderConfig
     image_size: int = 1024
     pad: Pad = "square"
@@ -190,7 +258,8 @@ class ModelConfig:
     def to_json(self) -> str:
         """The configuration as one line of JSON, readable by ``from_json``."""
         tree = asdict(self)
-        tree["encoder"]["type"] = "vit" if isinstance(self.encoder, ViTConfig) else "hrsam"
+        kinds = (name for name, kind in _ENCODERS.items() if type(self.encoder) is kind)
+        tree["encoder"]["type"] = next(kinds)
         return json.dumps(tree)
 
     @classmethod
@@ -204,69 +273,16 @@ class ModelConfig:
         try:
             tree = json.loads(text)
             encoder = dict(tree["encoder"])
-            kind = {"vit": ViTConfig, "hrsam": HRSAMConfig}[encoder.pop("type")]
-            tree["encoder"] = _build(kind, encoder)
-            tree["decoder"] = _build(DecoderConfig, tree["decoder"])
-            model: ModelConfig = _build(cls, tree)
+            kind = _ENCODERS[encoder.pop("type")]
+            tree["encoder"] = build_typed(kind, encoder)
+            tree["decoder"] = build_typed(DecoderConfig, tree["decoder"])
+            model: ModelConfig = build_typed(cls, tree)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(
                 f"the model configuration cannot be read ({type(error).__name__}: {error}); "
                 "it was written by another version or program: save the model again with this one"
             ) from error
         return model
-
-
-def typed(value: Any, kind: Any) -> Any:
-    """A value read from JSON or TOML, as an annotation wants it.
-
-    Lists become tuples and whole numbers floats where such are wanted; nothing else is converted.
-
-    Args:
-        value: what was read.
-        kind: a class, ``Literal``, ``Mapping``, ``tuple`` with or without ``...``, or a union.
-
-    Raises:
-        TypeError: the value is none of that kind.
-    """
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        known = [one for one in inner if one is not NoneType]
-        if value is None and len(known) < len(inner):
-            return None
-        if type(value) in known:
-            return value
-        return typed(value, known[0])
-    if origin is Literal and value in inner:
-        return value
-    if origin is Mapping and isinstance(value, dict):
-        return {typed(key, inner[0]): typed(one, inner[1]) for key, one in value.items()}
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
-        if len(kinds) == len(value):
-            return tuple(map(typed, value, kinds))
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        return _build(kind, value)
-    if type(value) is kind:
-        return value
-    raise TypeError(f"{value!r} is not of type {kind.__name__ if isinstance(kind, type) else kind}")
-
-
-def _build(kind: type[Any], values: Any) -> Any:
-    """A dataclass from what was read; unknown names and values of another type are errors."""
-    if not isinstance(values, dict):
-        raise TypeError(f"{values!r} is no object of {kind.__name__} fields")
-    kinds = get_type_hints(kind)
-    checked = {}
-    for name, value in values.items():
-        if name not in kinds:
-            raise ValueError(f"{kind.__name__} has no field {name}")
-        try:
-            checked[name] = typed(value, kinds[name])
-        except TypeError as error:
-            raise TypeError(f"{kind.__name__}.{name}: {error}") from error
-    return kind(**checked)
 
 
 def _check_sizes(config: Any, zero: tuple[str, ...] = ()) -> None:
@@ -346,6 +362,7 @@ PRESETS: dict[str, ModelConfig] = {
         _sam("sam_vit_b"),
         _sam("sam_vit_l", dim=1024, blocks=24, heads=16, global_blocks=(5, 11, 17, 23)),
         _sam("sam_vit_h", dim=1280, blocks=32, heads=16, global_blocks=(7, 15, 23, 31)),
+        ModelConfig(name="mobile_sam", encoder=TinyViTConfig(), decoder=DecoderConfig()),
     )
 }
 
@@ -374,6 +391,6 @@ def resized(config: ModelConfig, image_size: int) -> ModelConfig:
         InputError: it is none.
     """
     encoder = config.encoder
-    if isinstance(encoder, ViTConfig):
+    if isinstance(encoder, ViTConfig | TinyViTConfig):
         encoder = replace(encoder, image_size=image_size)
     return replace(config, encoder=encoder, image_size=image_size)

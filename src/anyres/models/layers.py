@@ -40,6 +40,16 @@ class SiLU(nn.Module):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+def neck(inputs: int, outputs: int) -> nn.Sequential:
+    """From an encoder's map (B, inputs, h, w) to SAM's embedding (B, outputs, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        LayerNorm2d(outputs),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        LayerNorm2d(outputs),
+    )
+
+
 class StridedConv2d(nn.Conv2d):
     """A convolution that makes a map smaller; right at every width, in every precision.
 
@@ -55,19 +65,24 @@ class StridedConv2d(nn.Conv2d):
         stride: int,
         padding: int = 0,
         bias: bool = True,
+        groups: int = 1,
     ) -> None:
-        super().__init__(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
         self._two_columns = kernel + stride - 2 * padding  # the width of input that gives two
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H', W')."""
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with another weight and bias, of the same shapes."""
         if x.device.type != "cpu" or x.shape[-1] >= self._two_columns:
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            out: Tensor = self._conv_forward(x, self.weight.to(x.dtype), bias)
+            bias = None if bias is None else bias.to(x.dtype)
+            out: Tensor = self._conv_forward(x, weight.to(x.dtype), bias)
             return out
-        bias = None if self.bias is None else wide(self.bias)
+        bias = None if bias is None else wide(bias)
         with torch.autocast("cpu", enabled=False):
-            exact: Tensor = self._conv_forward(wide(x), wide(self.weight), bias)
+            exact: Tensor = self._conv_forward(wide(x), wide(weight), bias)
         return exact.to(x.dtype)
 
 

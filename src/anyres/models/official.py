@@ -8,12 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from anyres.errors import InputError, WeightsError
+from anyres.models.arguments import Taken
 from anyres.models.config import (
     PRESETS,
     DecoderConfig,
+    EncoderConfig,
     HRSAMConfig,
     ModelConfig,
+    TinyViTConfig,
     ViTConfig,
+    preset,
 )
 
 Arguments = Mapping[str, Any]
@@ -28,108 +32,11 @@ HRSAM_NAMES = (
 )
 
 
-# Classes whose arguments make a whole model; the image encoder first.
-_SAM_PARTS = ("ImageEncoderViT", "PromptEncoder", "TwoWayTransformer", "MaskDecoder", "Sam")
+# Classes whose arguments make a whole model: the image encoder, and the others.
+_SAM_ENCODERS = {"sam": "ImageEncoderViT", "mobile_sam": "TinyViT"}
+_SAM_PARTS = ("PromptEncoder", "TwoWayTransformer", "MaskDecoder", "Sam")
 _HRSAM_ENCODERS = {"hrsam": "HRSAMViT", "hrsam++": "HRSAMPlusPlusViT"}
 _HRSAM_PARTS = ("SAMPromptEncoder", "SAMDecoder")
-
-
-class _Arguments:
-    """Official constructor arguments, taken one by one; what is left at the end is unknown."""
-
-    def __init__(self, owner: str, arguments: Any) -> None:
-        if not isinstance(arguments, Mapping):
-            raise InputError(
-                f"the arguments of {owner} are a dict of names and values, not {arguments!r}"
-            )
-        self.owner = owner
-        self.left = dict(arguments)
-
-    def integer(self, name: str, default: int, least: int = 1) -> int:
-        """A whole number."""
-        value = self.left.pop(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self._wrong(name, value, f"a whole number from {least} on")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        """A positive number."""
-        value = self.left.pop(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise self._wrong(name, value, "a positive number")
-        return float(value)
-
-    def take(self, name: str) -> Any:
-        """Arguments of another class that are nested here; none if they are not given."""
-        return self.left.pop(name, {})
-
-    def triple(self, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-        """A number for each colour."""
-        value = self.left.pop(name, default)
-        if not isinstance(value, list | tuple) or len(value) != 3:
-            raise self._wrong(name, value, "three numbers")
-        first, second, third = (float(v) for v in value)
-        return first, second, third
-
-    def flag(self, name: str, default: bool) -> bool:
-        """A truth value."""
-        value = self.left.pop(name, default)
-        if not isinstance(value, bool):
-            raise self._wrong(name, value, "True or False")
-        return value
-
-    def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        """A sequence of whole numbers."""
-        value = self.left.pop(name, default)
-        if not isinstance(value, list | tuple) or not all(type(v) is int for v in value):
-            raise self._wrong(name, value, "a sequence of whole numbers")
-        return tuple(value)
-
-    def side(self, name: str, default: int) -> int:
-        """The one whole number of a sequence."""
-        value = self.integers(name, (default,))
-        if len(value) != 1 or value[0] < 1:
-            raise self._wrong(name, value, "a sequence of one size in pixels")
-        return value[0]
-
-    def same(self, name: str, supported: Any) -> None:
-        """An argument for which there is only one choice here."""
-        value = self.left.pop(name, supported)
-        if (tuple(value) if isinstance(value, list) else value) != supported:
-            raise self._wrong(name, value, repr(supported))
-
-    def layer(self, name: str, wanted: str) -> None:
-        """A class of layers, as itself or by name; only one is supported."""
-        value = self.left.pop(name, wanted)
-        text = value if isinstance(value, str) else getattr(value, "__name__", repr(value))
-        if wanted not in text:
-            raise self._wrong(name, value, wanted)
-
-    def norm(self, name: str, eps: float) -> None:
-        """A LayerNorm with this eps: a constructor, or text such as ``LayerNorm(eps=1e-6)``."""
-        value = self.left.pop(name, None)
-        if value is None:
-            return
-        text = value if isinstance(value, str) else repr(value(1) if callable(value) else value)
-        found = re.search(r"eps\s*=\s*([0-9.e+-]+)", text)
-        if "LayerNorm" not in text or float(found[1].rstrip(".") if found else 1e-5) != eps:
-            raise self._wrong(name, value, f"a LayerNorm with eps {eps}")
-
-    def ignore(self, *names: str) -> None:
-        """Arguments that change neither weights nor answers."""
-        for name in names:
-            self.left.pop(name, None)
-
-    def finish(self) -> None:
-        """Make sure that nothing is left."""
-        if self.left:
-            raise InputError(
-                f"{self.owner} has no argument {', '.join(map(repr, self.left))}; give those of "
-                "the official constructor"
-            )
-
-    def _wrong(self, name: str, value: Any, wanted: str) -> InputError:
-        return InputError(f"{self.owner}: {name} is {value!r}; anyres reads {wanted}")
 
 
 def vit_config(arguments: Arguments) -> ViTConfig:
@@ -140,7 +47,7 @@ def vit_config(arguments: Arguments) -> ViTConfig:
     Raises:
         InputError: an argument is unknown or has a value that anyres does not support.
     """
-    take = _Arguments("ImageEncoderViT", arguments)
+    take = Taken("ImageEncoderViT", arguments)
     take.same("in_chans", 3)
     take.same("qkv_bias", True)
     take.norm("norm_layer", 1e-6)
@@ -174,7 +81,7 @@ def hrsam_config(arguments: Arguments, kind: str = "hrsam") -> HRSAMConfig:
     Raises:
         InputError: an argument is unknown or has a value that anyres does not support.
     """
-    take = _Arguments(_HRSAM_ENCODERS[kind], arguments)
+    take = Taken(_HRSAM_ENCODERS[kind], arguments)
     take.same("in_dim", 3)
     take.ignore("drop_rate", "attn_drop_rate", "drop_path_rate")
     size, patch = take.integer("img_size", 224), take.integer("patch_size", 16)
@@ -199,41 +106,72 @@ def hrsam_config(arguments: Arguments, kind: str = "hrsam") -> HRSAMConfig:
     return config
 
 
-def sam_config(arguments: Arguments) -> ModelConfig:
+def tiny_vit_config(arguments: Arguments) -> TinyViTConfig:
+    """MobileSAM's ``TinyViT``; what is not given is as in the published model.
+
+    Raises:
+        InputError: an argument is unknown or has a value that anyres does not support.
+    """
+    take = Taken("TinyViT", arguments)
+    take.same("in_chans", 3)
+    take.ignore("num_classes", "drop_rate", "drop_path_rate", "use_checkpoint", "layer_lr_decay")
+    known = TinyViTConfig()
+    config = TinyViTConfig(
+        image_size=take.integer("img_size", known.image_size),
+        dims=take.integers("embed_dims", known.dims),
+        depths=take.integers("depths", known.depths),
+        # The first stage is given them too, and makes nothing of them.
+        heads=take.integers("num_heads", (0, *known.heads))[1:],
+        windows=take.integers("window_sizes", (0, *known.windows))[1:],
+        mlp_ratio=take.number("mlp_ratio", known.mlp_ratio),
+        expand=take.number("mbconv_expand_ratio", known.expand),
+        local_conv=take.integer("local_conv_size", known.local_conv),
+    )
+    take.finish()
+    return config
+
+
+def sam_config(arguments: Arguments, kind: str = "sam") -> ModelConfig:
     """A whole SAM: dicts of arguments by class name, or the image encoder's arguments alone.
 
-    The classes are ``ImageEncoderViT``, ``PromptEncoder``, ``TwoWayTransformer``, ``MaskDecoder``
-    and ``Sam`` (for ``pixel_mean`` and ``pixel_std``, which are in no official file). What is not
-    given of the last four is as in the published models.
+    The classes are ``ImageEncoderViT`` (``TinyViT`` of MobileSAM), ``PromptEncoder``,
+    ``TwoWayTransformer``, ``MaskDecoder`` and ``Sam`` (for ``pixel_mean`` and ``pixel_std``, which
+    are in no official file). What is not given of the last four is as in the published models.
+
+    Args:
+        arguments: of the constructors.
+        kind: ``"sam"`` or ``"mobile_sam"``.
 
     Raises:
         InputError: an argument is unknown, not supported, or contradicts another.
     """
-    parts = _parts(arguments, _SAM_PARTS)
-    encoder = vit_config(parts.take("ImageEncoderViT"))
+    name = _SAM_ENCODERS[kind]
+    parts = _parts(arguments, (name, *_SAM_PARTS))
+    read = tiny_vit_config if kind == "mobile_sam" else vit_config
+    encoder = read(parts.take(name))
     size, side = encoder.image_size, encoder.image_size // encoder.patch
-    prompts = _Arguments("PromptEncoder", parts.take("PromptEncoder"))
+    prompts = Taken("PromptEncoder", parts.take("PromptEncoder"))
     dim = prompts.integer("embed_dim", encoder.neck)
     prompts.same("image_embedding_size", (side, side))
     prompts.same("input_image_size", (size, size))
     prompts.layer("activation", "GELU")
-    transformer = _Arguments("TwoWayTransformer", parts.take("TwoWayTransformer"))
+    transformer = Taken("TwoWayTransformer", parts.take("TwoWayTransformer"))
     transformer.same("embedding_dim", dim)
     transformer.layer("activation", "ReLU")
     transformer.same("attention_downsample_rate", 2)
-    masks = _Arguments("MaskDecoder", parts.take("MaskDecoder"))
+    masks = Taken("MaskDecoder", parts.take("MaskDecoder"))
     masks.same("transformer_dim", dim)
     masks.layer("activation", "GELU")
     channels = prompts.integer("mask_in_chans", 16, least=4)
     decoder = _decoder(dim, channels, transformer, masks)
-    colours = _Arguments("Sam", parts.take("Sam"))
+    colours = Taken("Sam", parts.take("Sam"))
     mean, std = (
         colours.triple(name, getattr(ModelConfig, name)) for name in ("pixel_mean", "pixel_std")
     )
     for part in (prompts, transformer, masks, colours, parts):
         part.finish()
     config = ModelConfig(
-        name="sam",
+        name=kind,
         encoder=encoder,
         decoder=decoder,
         image_size=size,
@@ -256,7 +194,7 @@ def hrsam_model_config(arguments: Arguments, kind: str = "hrsam") -> ModelConfig
     name = _HRSAM_ENCODERS[kind]
     parts = _parts(arguments, (name, *_HRSAM_PARTS))
     encoder = hrsam_config(parts.take(name), kind)
-    prompts = _Arguments("SAMPromptEncoder", parts.take("SAMPromptEncoder"))
+    prompts = Taken("SAMPromptEncoder", parts.take("SAMPromptEncoder"))
     dim = prompts.integer("embed_dim", encoder.neck)
     size = prompts.integers("input_image_size", (1024, 1024))
     if len(size) != 2 or size[0] != size[1] or size[0] < encoder.patch or size[0] % encoder.patch:
@@ -265,10 +203,10 @@ def hrsam_model_config(arguments: Arguments, kind: str = "hrsam") -> ModelConfig
         )
     side = size[0] // encoder.patch
     prompts.same("image_embed_size", (side, side))
-    masks = _Arguments("SAMDecoder", parts.take("SAMDecoder"))
+    masks = Taken("SAMDecoder", parts.take("SAMDecoder"))
     masks.same("in_dim", dim)
     masks.ignore("num_classes", "align_corners", "loss_decode")
-    transformer = _Arguments("SAMDecoder attn_cfg", masks.take("attn_cfg"))
+    transformer = Taken("SAMDecoder attn_cfg", masks.take("attn_cfg"))
     channels = prompts.integer("mask_in_dim", 16, least=4)
     decoder = _decoder(dim, channels, transformer, masks)
     for part in (prompts, transformer, masks, parts):
@@ -285,29 +223,32 @@ def hrsam_model_config(arguments: Arguments, kind: str = "hrsam") -> ModelConfig
     )
 
 
-def encoder_config(kind: str, arguments: Arguments) -> ViTConfig | HRSAMConfig:
+def encoder_config(kind: str, arguments: Arguments) -> EncoderConfig:
     """An image encoder: its own arguments, or those by class name.
 
     Raises:
         InputError: one of the encoder's arguments is unknown or not supported.
     """
-    names = _SAM_PARTS if kind == "sam" else (_HRSAM_ENCODERS[kind], *_HRSAM_PARTS)
+    name = (_SAM_ENCODERS | _HRSAM_ENCODERS)[kind]
+    names = (name, *(_SAM_PARTS if kind in _SAM_ENCODERS else _HRSAM_PARTS))
     parts = _parts(arguments, names)
-    own = parts.take(names[0])
+    own = parts.take(name)
     parts.ignore(*names)
     parts.finish()
-    return vit_config(own) if kind == "sam" else hrsam_config(own, kind)
+    if kind in _HRSAM_ENCODERS:
+        return hrsam_config(own, kind)
+    return tiny_vit_config(own) if kind == "mobile_sam" else vit_config(own)
 
 
-def _parts(arguments: Arguments, names: tuple[str, ...]) -> _Arguments:
+def _parts(arguments: Arguments, names: tuple[str, ...]) -> Taken:
     """Arguments by class name; those that are not by class are the first one's."""
-    parts = _Arguments("the configuration", arguments)
+    parts = Taken("the configuration", arguments)
     if not any(name in parts.left for name in names):
         parts.left = {names[0]: parts.left}
     return parts
 
 
-def _decoder(dim: int, channels: int, transformer: _Arguments, masks: _Arguments) -> DecoderConfig:
+def _decoder(dim: int, channels: int, transformer: Taken, masks: Taken) -> DecoderConfig:
     return DecoderConfig(
         dim=dim,
         mask_channels=channels,
@@ -332,7 +273,7 @@ def recognise(kind: str, state: Mapping[str, Tensor], prefix: str) -> ModelConfi
     """The published model whose image encoder has the width and depth of this state dict.
 
     Args:
-        kind: ``"sam"``, ``"hrsam"`` or ``"hrsam++"``.
+        kind: ``"sam"``, ``"mobile_sam"``, ``"hrsam"`` or ``"hrsam++"``.
         state: a state dict.
         prefix: what the names of the encoder's parameters begin with.
 
@@ -341,6 +282,8 @@ def recognise(kind: str, state: Mapping[str, Tensor], prefix: str) -> ModelConfi
     """
     if kind == "sam":
         published = [c for name, c in PRESETS.items() if name.startswith("sam_vit_")]
+    elif kind == "mobile_sam":
+        published = [preset("mobile_sam")]
     else:
         published = [hrsam_model_config({}, kind)]
     width, depth = encoder_size(state, prefix)
@@ -356,9 +299,39 @@ def recognise(kind: str, state: Mapping[str, Tensor], prefix: str) -> ModelConfi
 
 
 def encoder_size(state: Mapping[str, Tensor], prefix: str) -> tuple[int, int]:
-    """Channels and number of blocks of an image encoder; 0 where they cannot be seen."""
-    projection = state.get(f"{prefix}patch_embed.proj.weight")
-    width = projection.shape[0] if projection is not None and projection.ndim else 0
-    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
-    found = {int(match[1]) for name in state if (match := pattern.match(name))}
-    return width, len(found)
+    """Channels (of the last stage) and number of blocks of an image encoder; 0 if not seen."""
+    for name, axis in (("patch_embed.proj.weight", 0), ("neck.0.weight", 1)):
+        weight = state.get(prefix + name)
+        width = weight.shape[axis] if weight is not None and weight.ndim > axis else 0
+        if width:
+            break
+    pattern = re.compile(re.escape(prefix) + r"((layers\.\d+\.)?blocks\.\d+)\.")
+    return width, len({match[1] for name in state if (match := pattern.match(name))})
+
+
+def is_tiny_vit(state: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether an image encoder has stages, as MobileSAM's has."""
+    return any(name.startswith(f"{prefix}layers.") for name in state)
+
+
+def without_leftovers(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A state dict of MobileSAM without what its answers do not depend on.
+
+    That is: the classifier that TinyViT was trained with first (``norm_head``, ``head``), how many
+    pictures each normalisation has seen (``num_batches_tracked``), and the tables that say which
+    bias is that of which pair of tokens (``attention_bias_idxs``). Some files have them.
+
+    Args:
+        state: a state dict.
+        prefix: what the names of the encoder's parameters begin with.
+    """
+    left = {
+        f"{prefix}{part}.{kind}" for part in ("head", "norm_head") for kind in ("weight", "bias")
+    }
+    for name in state:
+        stem, _, last = name.rpartition(".")
+        counts = last == "num_batches_tracked" and f"{stem}.running_var" in state
+        pairs = last == "attention_bias_idxs" and f"{stem}.attention_biases" in state
+        if name.startswith(prefix) and (counts or pairs):
+            left.add(name)
+    return {name: tensor for name, tensor in state.items() if name not in left}

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from anyres.models.config import ViTConfig
 from anyres.models.layers import (
     FitCache,
-    LayerNorm2d,
     MLPBlock,
     PatchEmbed,
     check_pixels,
+    neck,
     resize_table,
 )
 from anyres.ops.attention import (
@@ -157,12 +157,7 @@ class ImageEncoderViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, is_global=i in config.global_blocks) for i in range(config.blocks)
         )
-        self.neck = nn.Sequential(
-            nn.Conv2d(config.dim, config.neck, 1, bias=False),
-            LayerNorm2d(config.neck),
-            nn.Conv2d(config.neck, config.neck, 3, padding=1, bias=False),
-            LayerNorm2d(config.neck),
-        )
+        self.neck = neck(config.dim, config.neck)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode normalised pixels.

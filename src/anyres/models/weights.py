@@ -36,13 +36,12 @@ FORMAT = 1
 _CONFIG_KEY = "anyres.config"
 _FORMAT_KEY = "anyres.format"
 
-# Official kinds that are read. Others are known by name, but there is no model for them yet.
-KINDS = ("sam", "hrsam", "hrsam++")
-_NOT_YET = ("mobile_sam",)
+# Official kinds that are read.
+KINDS = ("sam", "mobile_sam", "hrsam", "hrsam++")
 _HRSAM = ("hrsam", "hrsam++")
 
 # Beginnings of names that are only in a whole model.
-_NOT_ENCODER = {"sam": ("prompt_encoder.", "mask_decoder.")}
+_NOT_ENCODER = dict.fromkeys(("sam", "mobile_sam"), ("prompt_encoder.", "mask_decoder."))
 _NOT_ENCODER |= dict.fromkeys(_HRSAM, ("neck.", "decode_head."))
 
 Renames = Iterable[tuple[str, str]]
@@ -166,8 +165,9 @@ def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segme
             f"There are {named(state, most=5)}. An image encoder alone is read by "
             "models.weights.from_official"
         )
+    mobile = official.is_tiny_vit(state, prefix)
     if wanted is None:
-        wanted = official.recognise("sam", state, prefix)
+        wanted = official.recognise("mobile_sam" if mobile else "sam", state, prefix)
     # Said first and by itself: the names alone would be hundreds.
     width, depth = official.encoder_size(state, prefix)
     if (width, depth) != (wanted.encoder.dim, wanted.encoder.blocks):
@@ -176,6 +176,8 @@ def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segme
             f"has {wanted.encoder.blocks} with {wanted.encoder.dim}: ask for the model that the "
             f"file is of, or give weights of {wanted.name}"
         )
+    if mobile:
+        state = official.without_leftovers(state, prefix)
     found = basam.model_config(wanted, state, prefix, published=True)
     return _fill(lambda: build(found), state)
 
@@ -205,11 +207,11 @@ def from_official(
     """Make a model of a state dict of the official code.
 
     Args:
-        kind: ``"sam"``, ``"hrsam"`` or ``"hrsam++"``.
+        kind: ``"sam"``, ``"mobile_sam"``, ``"hrsam"`` or ``"hrsam++"``.
         state_dict: the image encoder's own (with or without a common ``image_encoder.``, or
-            ``backbone.`` for HRSAM), or a whole SAM's (``image_encoder.* prompt_encoder.*
-            mask_decoder.*``). BA-SAM's, known by their coefficients, are read as SAM's. The
-            tensors are copied.
+            ``backbone.`` for HRSAM), or a whole SAM's or MobileSAM's (``image_encoder.*
+            prompt_encoder.* mask_decoder.*``). BA-SAM's, known by their coefficients, are read as
+            SAM's. The tensors are copied.
         config: arguments of the official constructors, names and values, of the image encoder or
             by class (``{"ImageEncoderViT": {...}, "MaskDecoder": {...}}``); what is not given has
             the official default. None recognises the published models.
@@ -231,9 +233,11 @@ def from_official(
     prefix = "backbone." if kind in _HRSAM else "image_encoder."
     if not any(name.startswith(prefix) for name in state):
         prefix = ""
+    if kind == "mobile_sam":
+        state = official.without_leftovers(state, prefix)
     published = official.recognise(kind, state, prefix) if config is None else None
     if whole:
-        model = published or official.sam_config(config or {})
+        model = published or official.sam_config(config or {}, kind)
         model = basam.model_config(model, state, prefix, published is not None)
         return _fill(lambda: build(model), state)
     encoder = published.encoder if published else official.encoder_config(kind, config or {})
@@ -278,8 +282,7 @@ def segmenter_from_official(
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         known = ", ".join(map(repr, KINDS))
-        reason = "cannot be read yet" if kind in _NOT_YET else "is unknown"
-        raise InputError(f"kind {kind!r} {reason}; there are: {known}")
+        raise InputError(f"kind {kind!r} is unknown; there are: {known}")
 
 
 def _without_wrapper(state: Mapping[Any, Any]) -> dict[str, Tensor]:

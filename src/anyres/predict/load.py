@@ -6,7 +6,7 @@ import torch
 
 from anyres.errors import InputError, WeightsError
 from anyres.models.basam import adapt
-from anyres.models.config import ModelConfig, Pad, ViTConfig, preset
+from anyres.models.config import ModelConfig, Pad, TinyViTConfig, ViTConfig, preset
 from anyres.models.segmenter import Segmenter
 from anyres.models.stem import ConvStem
 from anyres.models.weights import load as read_checkpoint
@@ -41,12 +41,13 @@ def load(
         pad: ``"square"``, ``"patch"``, or None for the model's own.
         device: ``"auto"`` is CUDA where there is a GPU, else the CPU; or any of torch's names.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` (not on CPUs), or ``"auto"``: for SAM
-            float32, so that its answers are the official ones; for others bfloat16 where the
-            hardware multiplies it (CUDA, AVX512-BF16, AMX), else float32.
+            and MobileSAM float32, so that their answers are the official ones; for others bfloat16
+            where the hardware multiplies it (CUDA, AVX512-BF16, AMX), else float32.
         length: how SAM's global attention adapts to another number of tokens than in training.
             None is the model's own way: that of its checkpoint, or BA-SAM's for official weights
             (``anyres.LengthConfig()``), which changes nothing at the training length.
             ``anyres.LengthConfig(scale="none")`` turns it off.
+            MobileSAM, whose windows never change, does not adapt unless asked.
         memory_limit: what encoding a picture may take beside the weights: bytes or text such as
             ``"8GB"``. None is what is available when it begins.
 
@@ -103,7 +104,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def choose_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.dtype:
     """The precision a model runs in, with ``auto`` as ``load`` describes it."""
-    if dtype == "auto" and isinstance(config.encoder, ViTConfig):
+    if dtype == "auto" and isinstance(config.encoder, ViTConfig | TinyViTConfig):
         return torch.float32
     return resolve_dtype(dtype, device)
 
@@ -150,10 +151,15 @@ def _read(model: str, weights: str | Path | None) -> Segmenter:
     if model == EMBEDDED:
         with embedded_weights() as path:
             return read_checkpoint(path)
-    source = (
-        "official SAM checkpoints are listed in the README of "
-        "https://github.com/facebookresearch/segment-anything"
-        if isinstance(preset(model).encoder, ViTConfig)
-        else "train them with `anyres train`, or take an official HRSAM checkpoint"
-    )
+    source = "train them with `anyres train`, or take an official HRSAM checkpoint"
+    if isinstance(preset(model).encoder, ViTConfig):
+        source = (
+            "official SAM checkpoints are listed in the README of "
+            "https://github.com/facebookresearch/segment-anything"
+        )
+    elif isinstance(preset(model).encoder, TinyViTConfig):
+        source = (
+            "the official checkpoint is weights/mobile_sam.pt of "
+            "https://github.com/ChaoningZhang/MobileSAM"
+        )
     raise WeightsError(f"{model} comes without weights; {source}: pass the file as weights=")

@@ -13,7 +13,7 @@ import torch
 
 from anyres.errors import InputError, MemoryLimitError
 from anyres.geometry import Frame
-from anyres.models.config import HRSAMConfig, ModelConfig, Pad, ViTConfig
+from anyres.models.config import HRSAMConfig, ModelConfig, Pad, TinyViTConfig, ViTConfig
 from anyres.models.segmenter import Segmenter
 from anyres.ops.windows import window_plan
 from anyres.predict.resolution import fit
@@ -78,6 +78,8 @@ def living_bytes(
         values += _BLOCKS if device.type == "cpu" else _BLOCKS_ELSEWHERE
     elif isinstance(encoder, HRSAMConfig):
         values = _hrsam(encoder, grid_hw)
+    elif isinstance(encoder, TinyViTConfig):
+        values = _tiny_vit(encoder, pixels)
     else:
         assert_never(encoder)
     # Normalising comes first: bytes, and three copies in float32.
@@ -110,6 +112,12 @@ def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
         return tokens * blocks
     half, quarter, eighth = config.stem
     return tokens * max(blocks + 16 * quarter + 4 * eighth, 2 * 64 * half)
+
+
+def _tiny_vit(config: TinyViTConfig, pixels: int) -> float:
+    """Values in the widest step."""
+    # In the first stage: its input, a block's input, hidden before and after its activation.
+    return config.dims[0] * (2 + 2 * config.expand) * pixels / 16
 
 
 def _padded(grid_hw: tuple[int, int], window: int, *, shifted: bool) -> float:

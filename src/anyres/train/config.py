@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from anyres.errors import InputError
-from anyres.models.config import typed
+from anyres.models.typed import typed
 
 RECIPES = Path(__file__).parent / "recipes"
 
