@@ -8,7 +8,10 @@ import torch
 from anyres.errors import InputError
 from anyres.models.config import HRSAMConfig, preset
 from anyres.models.hrsam import HRSAMEncoder
+from anyres.models.hrsam_blocks import CycleScan
 from anyres.models.weights import from_official
+from anyres.ops.rope import window_table
+from anyres.ops.windows import partition
 from naive_hrsam import naive_encode
 
 OFFICIAL = HRSAMConfig(
@@ -26,6 +29,7 @@ OFFICIAL = HRSAMConfig(
     shift_anchor=True,
 )
 OWN = replace(OFFICIAL, positions="crop", shift_anchor=False)
+STEPS = "160x128_b1"
 CASES = ["64x64_b1", "128x128_b1", "128x128_b2", "160x128_b1", "160x128_b2"]
 
 
@@ -67,8 +71,9 @@ def test_golden_steps(official):
     """Every intermediate that the official code has: tokens of the picture, then the anchor's."""
     tensors, encoder = official
     encoder.float()
-    prefix = "mid::160x128_b1::"
-    seen = {}
+    image = tensors[f"in::{STEPS}::image_i8"].float() / 32
+    tokens = [encoder._embed(x)[0] for x in (image, encoder._shrink(image))]
+    seen = {"tokens": [x.flatten(0, 2) for x in tokens]}
 
     def keep(name):
         def hook(_module, _inputs, output):
@@ -79,21 +84,58 @@ def test_golden_steps(official):
     handles = []
     for i, block in enumerate(encoder.blocks):
         handles.append(block.register_forward_hook(keep(f"block{i}")))
+        if i < 2:
+            handles.append(block.attn.register_forward_hook(keep(f"block{i}_attn")))
     for i in range(2):
         handles.append(encoder.ss_mamba_blocks[i].register_forward_hook(keep(f"ss_mamba{i}")))
         handles.append(encoder.ms_mamba_blocks[i].register_forward_hook(keep(f"ms_mamba{i}")))
         handles.append(encoder.lateral_convs[i].register_forward_hook(keep(f"lateral{i}")))
-    with torch.no_grad():
-        encoder(tensors["in::160x128_b1::image_i8"].float() / 32)
+    # With gradients: without, what is in a block is not called by itself.
+    encoder(image)
     for handle in handles:
         handle.remove()
-    assert len(seen) == 10
+    assert len(seen) == 13
     for name, parts in seen.items():
-        wanted = tensors[prefix + name]
+        wanted = tensors[f"mid::{STEPS}::{name}"]
         if name.startswith("lateral"):
             wanted = wanted[0].flatten(1).T
-        found = torch.cat(parts)
+        found = torch.cat(parts).detach()
         assert (found - wanted).abs().max() <= 1e-4 * max(1, wanted.abs().max()), name
+
+
+def test_golden_windows(official):
+    """Both scales' window tables: rows of the picture's windows, then of the anchor's."""
+    tensors, encoder = official
+    grids = ((10, 8), (4, 4))
+    numbers = torch.arange(96.0).split([80, 16])
+    maps = [x.reshape(1, *grid, 1) for x, grid in zip(numbers, grids, strict=True)]
+    plans = [encoder._plans(x, is_anchor=i > 0) for i, x in enumerate(maps)]
+    cos, sin = window_table(encoder.rope.freqs, 4)
+    for i, kind in enumerate(("plain", "shift")):
+        wanted = tensors[f"mid::{STEPS}::{kind}_window_indices"].float()
+        pad = torch.tensor([96.0])  # all tokens of a sample: means padding
+        ours = [partition(x, plan[i], pad).flatten() for x, plan in zip(maps, plans, strict=True)]
+        assert torch.equal(torch.cat(ours), wanted)
+        # Only distances within a window matter; the first counts from the same corner as ours.
+        for table, name in ((cos, "cos"), (sin, "sin")):
+            first = tensors[f"mid::{STEPS}::{kind}_rope_{name}"][:16]
+            assert (table.repeat_interleave(2, 1) - first).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("case", "lengths"), [("12_8", [12, 8]), ("20", [20])])
+def test_golden_scan_of_each_scale(golden, case, lengths):
+    facts, tensors = golden("hrsam_mamba_block")
+    sizes = facts["constructor_args"]
+    scan = CycleScan(sizes["embed_dim"], sizes["state_dim"], sizes["extend_ratio"])
+    scan.load_state_dict({k: v for k, v in tensors.items() if "::" not in k})
+    name = f"pp_split{case}_L20_b2"
+    x = tensors[f"in::{name}::x"].unflatten(0, (2, -1))
+    with torch.no_grad():
+        single = torch.cat([scan(part) for part in x.split(lengths, 1)], 1).flatten(0, 1)
+        scan.double()
+        double = torch.cat([scan(part) for part in x.double().split(lengths, 1)], 1).flatten(0, 1)
+    assert (single - tensors[f"out::{name}::y"]).abs().max() <= 1e-4
+    assert (double - tensors[f"out::{name}::y_f64"]).abs().max() <= 1e-9
 
 
 CONFIGS = {
