@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from anyres.data import datasets
-from anyres.data.datasets import leaks, open_dataset
+from anyres.data.datasets import leaks, open_dataset, picture_checksum
 from anyres.data.images import read_mask
 from anyres.data.layouts import index
 from anyres.errors import InputError, MissingExtraError
@@ -207,7 +207,9 @@ def test_wrong_arguments_are_named(plain, tmp_path):
         open_dataset(plain, void="white")
     with pytest.raises(InputError, match="the smallest first"):
         open_dataset(plain, smallest=0.5, largest=0.1)
-    with pytest.raises(InputError, match=r"no object of 99\.0% to 100\.0%"):
+    with pytest.raises(
+        InputError, match=r"no object of 0\.99 to 1 of its picture: \d+ are smaller, 0 larger"
+    ):
         open_dataset(plain, smallest=0.99, largest=1)
     with pytest.raises(InputError, match="no folder images/"):
         open_dataset(plain / "images")
@@ -638,12 +640,18 @@ def test_cod10ks_instances_are_annotations(coco, tmp_path):
 )
 def test_what_a_model_has_seen_is_named(layout, part, trained_on, expected, tmp_path):
     _published(tmp_path, layout)
-    assert leaks(open_dataset(tmp_path, layout=layout, part=part), trained_on) == expected
+    data = open_dataset(tmp_path, layout=layout, part=part)
+    assert leaks(data, dict.fromkeys(trained_on, ())) == expected
 
 
-def test_plain_folders_are_known_by_their_names(plain):
-    assert leaks(open_dataset(plain), ["Garden"]) == ("garden",)
-    assert leaks(open_dataset(plain), ["HQSeg44K", "COCO"]) == ()
+def test_plain_folders_are_known_by_their_names_or_their_pictures(plain):
+    data = open_dataset(plain)
+    assert leaks(data, {"Garden": []}) == ("garden",)
+    assert leaks(data, {"HQSeg44K": [], "COCO": []}) == ()
+    # Pictures decide where they are listed: another set may have the same name.
+    assert leaks(data, {"garden": ["0123456789abcdef"]}) == ()
+    seen = picture_checksum(data.objects[-1].image)
+    assert leaks(data, {"x": ["0123456789abcdef"], "meadow": [seen]}) == ("garden",)
 
 
 # real ones

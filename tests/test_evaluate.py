@@ -476,21 +476,17 @@ def test_reports_that_are_none(tmp_path):
         reports.read(path)
 
 
-def test_what_a_file_says_it_was_trained_on(tmp_path):
-    from safetensors.numpy import save_file
-
-    from anyres.errors import WeightsError
-
-    path = tmp_path / "m.safetensors"
-    save_file({"a": np.zeros(1)}, path, {"trained_on": '["DUTS-TR", "x"]'})
-    assert Choice("default", path).trained_on() == ("DUTS-TR", "x")
-    save_file({"a": np.zeros(1)}, path)
-    assert Choice("default", path).trained_on() == ()
-    save_file({"a": np.zeros(1)}, path, {"trained_on": "DUTS"})
-    with pytest.raises(WeightsError, match="no list of names"):
-        Choice("default", path).trained_on()
-    with pytest.raises(InputError, match="no weights"):
-        Choice("grabcut", path)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weights": Path("m.safetensors")}, "--weights would"),
+        ({"resolution": 512, "device": "cpu"}, "--resolution, --device would"),
+        ({"dtype": "bfloat16"}, "--dtype would"),
+    ],
+)
+def test_grabcut_takes_no_options_of_networks(options, said):
+    with pytest.raises(InputError, match=said):
+        Choice("grabcut", **options)
 
 
 def test_the_masks_of_a_set_are_what_is_read(shared_data):

@@ -16,9 +16,11 @@ pytest.importorskip("cv2")
 
 import anyres
 from anyres.cli.main import main
+from anyres.data.datasets import leaks, open_dataset, picture_checksum
 from anyres.data.images import write_png
 from anyres.evaluate.session import lock_file, records_file
 from anyres.models.weights import save
+from tiny import random_model
 
 KEYS = {"objects", "iou1", "iou3", "iou5", "iou20", "spc"}
 KEYS |= {"noc80", "noc85", "noc90", "noc95", "nof95"}
@@ -27,8 +29,6 @@ KEYS |= {"noc80", "noc85", "noc90", "noc95", "nof95"}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A small model with random weights."""
-    from tiny import random_model
-
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save(random_model("sam_ti", 64), path)
     return path
@@ -206,16 +206,11 @@ def test_other_settings_do_not_go_on_in_an_unfinished_run(run, data, weights, mo
 
 
 def test_what_a_model_was_trained_on_is_not_scored(run, data, tmp_path):
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    from tiny import random_model
-
+    model = random_model("sam_ti", 64)
+    picture = data / "two" / "images" / "p1.png"
+    model.trained_on = {"one": ["0123456789abcdef"], "other": [picture_checksum(picture)]}
     path = tmp_path / "seen.safetensors"
-    save(random_model("sam_ti", 64), path)
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata()
-    save_file(load_file(path), path, metadata | {"trained_on": '["Two"]'})
+    save(model, path)
     arguments = ["evaluate", "--data", data, "--weights", path, "--json", "r.json", "--clicks", 1]
     code, _, err = run(*arguments)
     assert code == 2
@@ -223,6 +218,15 @@ def test_what_a_model_was_trained_on_is_not_scored(run, data, tmp_path):
     assert run(*arguments, "--allow-leak")[0] == 0
     assert json.loads(Path("r.json").read_text())["model"]["leaks"] == ["two"]
     assert run(*arguments, "--part", "one")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["cwfid", "coco128seg"])
+def test_the_embedded_model_knows_its_training_pictures(name, shared_data):
+    model = anyres.load(device="cpu").model
+    assert sum(map(len, model.trained_on.values())) == 2158
+    # Sets of one name, but other photos.
+    assert leaks(open_dataset(shared_data / "train" / name), model.trained_on) == (name,)
+    assert leaks(open_dataset(shared_data / "val" / name), model.trained_on) == ()
 
 
 def test_a_damaged_picture_is_reported_or_stops(run, tmp_path, weights):
@@ -253,13 +257,13 @@ def test_a_damaged_picture_is_reported_or_stops(run, tmp_path, weights):
         (["--data", "nowhere"], "nowhere"),
         (["--layout", "magic"], "hqseg44k"),
         (["--model", "sam_xxl"], "sam_xxl"),
-        (["--smallest", "0.9"], "90"),
+        (["--smallest", "0.9"], "0.9 to 0.95 of its picture: 15 are smaller"),
         (["--json", "no/r.json"], "no folder no"),
         (["--csv", "r.txt"], r"\.csv"),
         (["--plots", "file"], "is a file"),
         (["--protocol", "lasso"], "clicks, box, point"),
         (["--jitter", "0.1"], "no box"),
-        (["--model", "grabcut", "--weights", "w"], "no weights"),
+        (["--model", "grabcut", "--weights", "w"], "--weights would change nothing"),
     ],
 )
 def test_wrong_usage_is_told_before_any_work(run, tmp_path, data, arguments, said):

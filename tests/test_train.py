@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import anyres
+from anyres.data.datasets import leaks, open_dataset, picture_checksum
 from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig, load_config
@@ -152,6 +153,7 @@ def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
 def test_what_a_run_saves_can_be_used(data, tmp_path):
     train(replace(TINY, steps=1), data, tmp_path, silent)
     predictor = anyres.load("default", weights=tmp_path / "model.safetensors", dtype="float32")
+    assert leaks(open_dataset(data), predictor.model.trained_on) == ("discs",)
     image = np.asarray(Image.open(data / "discs" / "images" / "0.png"))
     predictor.set_image(image)
     masks, scores, _ = predictor.predict(point_coords=[[40, 40]], point_labels=[1])
@@ -195,6 +197,13 @@ def test_a_run_starts_from_weights_of_its_model_alone(data, tmp_path):
     trainer = Trainer(replace(TINY, start=start))
     saved = checkpoint.load(tmp_path)["average"]
     assert all(torch.equal(t, saved[n]) for n, t in trainer.model.state_dict().items())
+    # What a model once saw stays in its list, through other data and a stop.
+    one = data / "discs" / "images" / "0.png"
+    trainer.learns_from({"discs": ["0123456789abcdef"], "more": [picture_checksum(one)]})
+    resumed = Trainer(replace(TINY, start=start))
+    resumed.load_state(trainer.state())
+    seen = resumed.average.model.trained_on
+    assert {name: len(pictures) for name, pictures in seen.items()} == {"discs": 9, "more": 1}
     with pytest.raises(WeightsError, match="holds the model 'default' and not 'sam_ti'"):
         Trainer(replace(TINY, model="sam_ti", start=start))
 

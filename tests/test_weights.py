@@ -1,5 +1,6 @@
 """Checkpoints: our own, official ones, and everything that only looks like one."""
 
+import copy
 import io
 import json
 import pickle
@@ -17,7 +18,7 @@ from torch import nn
 
 from anyres.errors import InputError, WeightsError
 from anyres.models import config as configs
-from anyres.models import official, weights
+from anyres.models import official, reading, weights
 from anyres.models.build import build, build_encoder
 from anyres.models.config import DecoderConfig, HRSAMConfig, ModelConfig, ViTConfig, preset
 from anyres.models.official import hrsam_config, hrsam_model_config, sam_config, vit_config
@@ -109,6 +110,23 @@ def test_our_own_come_back_bit_for_bit(tmp_path, config):
     assert not found.training
     assert torch.equal(state, torch.random.get_rng_state())
     assert [child.name for child in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_model_was_trained_on_lies_in_the_metadata(tmp_path):
+    model, path = build(TINY_HRSAM), tmp_path / "model.safetensors"
+    model.trained_on = {"DUTS-TR": [], "photos": ["89ab", "0123"]}
+    weights.save(model, path)
+    assert weights.load(path).trained_on == {"DUTS-TR": [], "photos": ["0123", "89ab"]}
+    assert copy.deepcopy(weights.load(path)).trained_on == weights.load(path).trained_on
+
+
+@pytest.mark.parametrize("text", ["DUTS", '["DUTS"]', '{"DUTS": 1}', '{"DUTS": [1]}'])
+def test_a_broken_list_of_training_sets_is_an_error(saved, tmp_path, text):
+    state, metadata = reading.read_safetensors(saved)
+    path = tmp_path / "model.safetensors"
+    save_file(state, path, metadata | {"trained_on": text})
+    with pytest.raises(WeightsError, match=r"model\.safetensors: its trained_on is "):
+        weights.load(path)
 
 
 def test_the_configuration_lies_in_the_metadata_as_json(saved):

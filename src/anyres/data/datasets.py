@@ -5,8 +5,9 @@ Plain folders and published layouts look alike: ``open_dataset`` gives the objec
 """
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,12 @@ from anyres.data.layouts.listing import FOLDER, Pair, Place, Problem, find_place
 from anyres.data.layouts.published import LAYOUTS, SYNONYMS
 from anyres.data.maps import VOID, Kind, Meaning, Objects, read_objects
 from anyres.errors import InputError
+from anyres.files import sha256_file
 
 VoidRule = Literal["background", "ignore"]
 
 SMALLEST, LARGEST = 0.002, 0.95
+_DIGITS = 16
 _PATIENCE = 2.0  # seconds until progress is told
 
 
@@ -65,6 +68,7 @@ class Dataset:
         problems: pictures and masks that cannot be used.
         fingerprint: SHA-256 over what the files hold, the keys of the objects that are counted, and
             the rule for void: a copy elsewhere has the same one.
+        pictures: part -> the checksums of its pictures, as ``picture_checksum`` gives them.
     """
 
     def __init__(
@@ -75,9 +79,11 @@ class Dataset:
         fingerprint: str,
         void: VoidRule,
         annotations: Mapping[Path, Annotations],
+        pictures: Mapping[str, Set[str]],
     ) -> None:
         self.name = name
         self.objects = objects
+        self.pictures = pictures
         self.problems = problems
         self.fingerprint = fingerprint
         self._void = void
@@ -183,6 +189,8 @@ def open_dataset(
     progress = _patient(on_progress)
     objects: list[ObjectRef] = []
     annotations: dict[Path, Annotations] = {}
+    areas: list[float] = []
+    pictures: dict[str, set[str]] = {}
     digest = hashlib.sha256(f"{void}\n".encode())
     for place in places:
         if layout == FOLDER:
@@ -201,15 +209,31 @@ def open_dataset(
             if entry.problem is not None:
                 problems.append(Problem(place.part.name, Path(entry.problem[0]), entry.problem[1]))
             refs = _refs(place, pair, entry, low, high)
+            areas += [found.area / math.prod(entry.size_hw) for found in entry.objects]
             objects += refs
             if refs:
+                pictures.setdefault(place.part.name, set()).add(entry.digest[:_DIGITS])
                 digest.update(f"{entry.digest} {[(r.key, r.area) for r in refs]}\n".encode())
     if strict and problems:
         raise InputError(f"{len(problems)} problems, the first: {problems[0]}")
     if not objects:
-        first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
-        raise InputError(f"{root} has no object of {low:.1%} to {high:.1%} of its picture{first}")
-    return Dataset(name, tuple(objects), tuple(problems), digest.hexdigest(), void, annotations)
+        raise InputError(_nothing(root, areas, low, high, problems))
+    return Dataset(
+        name, tuple(objects), tuple(problems), digest.hexdigest(), void, annotations, pictures
+    )
+
+
+def _nothing(
+    root: Path, areas: list[float], low: float, high: float, problems: list[Problem]
+) -> str:
+    """Say why no object is left: which bound left out how many, and what could not be read."""
+    text = f"{root} has no object of {low:.3g} to {high:.3g} of its picture"
+    small, large = sum(area < low for area in areas), sum(area > high for area in areas)
+    if areas:
+        text += f": {small} are smaller, {large} larger; give other bounds (smallest, largest)"
+    if problems:
+        text += f"; the first of {len(problems)} problems: {problems[0]}"
+    return text
 
 
 def _bounds(layout: str, smallest: float | None, largest: float | None) -> tuple[float, float]:
@@ -263,22 +287,40 @@ def _patient(
     return told
 
 
-def leaks(dataset: Dataset, trained_on: Iterable[str]) -> tuple[str, ...]:
+def picture_checksum(path: Path) -> str:
+    """What a picture is known by in lists of what a model was trained on, whatever its name.
+
+    Returns:
+        The first 16 hexadecimal digits of its file's SHA-256.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return sha256_file(path)[:_DIGITS]
+
+
+def leaks(dataset: Dataset, trained_on: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Name the parts of a data set that a model has been trained on: it must not be scored on them.
 
-    Names are compared without regard to case and punctuation. The name of a whole set stands for
-    its training part: a model trained on ``HQSeg44K`` has seen, among others, ``DUTS-TE``. Plain
-    folders are known by their names alone.
+    A part with one of the pictures that a model was trained on is a leak, whatever it is called.
+    Where a set is listed without pictures its name decides, without regard to case and punctuation:
+    that of a part; or of a published set, for its training parts (a model trained on ``HQSeg44K``
+    has seen, among others, ``DUTS-TE``).
 
     Args:
         dataset: what is to be scored.
-        trained_on: names of data sets or parts, as a model's card lists them.
+        trained_on: names of data sets or parts -> ``picture_checksum`` of their pictures.
     """
-    seen = {_plain_name(name) for name in trained_on}
+    seen = {_plain_name(name) for name, pictures in trained_on.items() if not pictures}
     for name, parts in SYNONYMS.items():
         if _plain_name(name) in seen:
             seen |= {_plain_name(part) for part in parts}
-    return tuple(name for name in dataset.sets if _plain_name(name) in seen)
+    checksums = {checksum for pictures in trained_on.values() for checksum in pictures}
+    return tuple(
+        name
+        for name in dataset.sets
+        if _plain_name(name) in seen or not checksums.isdisjoint(dataset.pictures[name])
+    )
 
 
 def _plain_name(name: str) -> str:

@@ -1,27 +1,27 @@
 """Which model is evaluated: loading it, and what the report says of it."""
 
-import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyres.errors import InputError, WeightsError
+from anyres.errors import InputError
 from anyres.evaluate import grabcut
 from anyres.files import sha256_file
 
 if TYPE_CHECKING:
     from anyres.evaluate.protocols import Promptable
+    from anyres.predict.predictor import Predictor
     from anyres.predict.resolution import Resolution
-
-TRAINED_ON = "trained_on"
 
 
 @dataclass(frozen=True)
 class Choice:
     """A model and how it is to run; arguments as in `anyres.predict.load.load`.
 
-    ``"grabcut"`` is OpenCV's, which has no weights and its own resolution.
+    ``"grabcut"`` is OpenCV's, which has its own resolution, computes on the processor in its own
+    precision, and has no weights.
     """
 
     name: str
@@ -32,8 +32,18 @@ class Choice:
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading."""
-        if self.name == grabcut.NAME and self.weights is not None:
-            raise InputError(f"--model {grabcut.NAME} has no weights; leave --weights out")
+        if self.name != grabcut.NAME:
+            return
+        given = [
+            f"--{field.name}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ][1:]
+        if given:
+            raise InputError(
+                f"--model {grabcut.NAME} has no network: {', '.join(given)} would change nothing; "
+                f"leave out what you gave (it works at a long side of at most {grabcut.LONG_SIDE})"
+            )
 
     def load(self, threads: int) -> "Promptable":
         """Load it, to compute with so many threads.
@@ -69,49 +79,34 @@ class Choice:
         """
         if self.name == grabcut.NAME:
             return {"name": self.name, "sha256": None, "resolution": grabcut.LONG_SIDE}
-        from anyres.predict.predictor import Predictor
-
-        if not isinstance(loaded, Predictor):
-            raise InputError(f"{type(loaded).__name__} is not what {self.name} is loaded as")
-        config = loaded.model.config
-        limited = self.resolution is None and loaded.resolution == "native"
+        predictor = self._predictor(loaded)
+        config = predictor.model.config
+        limited = self.resolution is None and predictor.resolution == "native"
         with self._file() as path:
             return {
                 "name": config.name,
                 "sha256": sha256_file(path),
-                "resolution": loaded.resolution,
+                "resolution": predictor.resolution,
                 "native_limit": config.native_limit if limited else None,
-                "pad": loaded.pad,
-                "device": loaded.device.type,
-                "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+                "pad": predictor.pad,
+                "device": predictor.device.type,
+                "dtype": str(next(predictor.model.parameters()).dtype).removeprefix("torch."),
             }
 
-    def trained_on(self) -> tuple[str, ...]:
-        """Names of the sets that the model was trained on, as far as its file says.
+    def trained_on(self, loaded: "Promptable") -> Mapping[str, Sequence[str]]:
+        """What it was trained on, as far as its file says, see `Segmenter.trained_on`.
 
-        A ``.safetensors`` file says it as a JSON list under ``trained_on`` in its metadata.
-
-        Raises:
-            WeightsError: what the file says is no list of names.
+        Args:
+            loaded: what ``load`` gave.
         """
-        if self.name == grabcut.NAME:
-            return ()
-        from safetensors import safe_open
+        return {} if self.name == grabcut.NAME else self._predictor(loaded).model.trained_on
 
-        from anyres.models.reading import is_safetensors
+    def _predictor(self, loaded: "Promptable") -> "Predictor":
+        from anyres.predict.predictor import Predictor
 
-        with self._file() as path:
-            if not is_safetensors(path):
-                return ()
-            with safe_open(path, framework="np") as file:
-                text = (file.metadata() or {}).get(TRAINED_ON, "[]")
-        try:
-            names = json.loads(text)
-        except json.JSONDecodeError:
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise WeightsError(f"{self.weights}: its {TRAINED_ON} is no list of names: {text:.80}")
-        return tuple(names)
+        if not isinstance(loaded, Predictor):
+            raise InputError(f"{type(loaded).__name__} is not what {self.name} is loaded as")
+        return loaded
 
     def _file(self) -> AbstractContextManager[Path]:
         """The file of the weights."""

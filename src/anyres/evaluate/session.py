@@ -69,14 +69,14 @@ class Session:
         self.refs = task.dataset.objects[:limit]
         self.workers = workers
         self.threads = max(1, default_threads() // workers)
-        self.leaks = leaks(task.dataset, choice.trained_on())
+        self.model = choice.load(self.threads)
+        self.leaks = leaks(task.dataset, choice.trained_on(self.model))
         if self.leaks and not allow_leak:
             raise InputError(
                 f"{choice.name} was trained on {', '.join(self.leaks)}: its figures there say "
                 "nothing about other pictures. Choose other data or another --part; --allow-leak "
                 "scores it all the same, and the report says so"
             )
-        self.model = choice.load(self.threads)
         self._facts = choice.facts(self.model)
         self.journal = Journal(
             None if out is None else records_file(out),

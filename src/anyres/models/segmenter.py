@@ -4,6 +4,7 @@ Shapes: B pictures, P prompts, N points, M masks, C channels, (H, W) model input
 (h, w) token grid. Coordinates are XY in pixels of the model input.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,12 @@ class Prepared:
 
 
 class Segmenter(nn.Module):
-    """Encode a picture once, then decode masks for any number of prompts."""
+    """Encode a picture once, then decode masks for any number of prompts.
+
+    Attributes:
+        trained_on: name of a data set -> its pictures that the weights were trained on, each as the
+            first 16 digits of its file's SHA-256; none for a set known by its name alone.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -73,6 +79,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.trained_on: Mapping[str, Sequence[str]] = {}
         self.image_encoder = image_encoder
         if isinstance(image_encoder, HRSAMEncoder):
             # Code for Segment Anything resizes by it. Only the whole model knows it.

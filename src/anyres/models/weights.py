@@ -35,6 +35,7 @@ __all__ = [
 FORMAT = 1
 _CONFIG_KEY = "anyres.config"
 _FORMAT_KEY = "anyres.format"
+_TRAINED_KEY = "trained_on"
 
 # Official kinds that are read.
 KINDS = ("sam", "mobile_sam", "hrsam", "hrsam++")
@@ -49,9 +50,9 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def save(model: Segmenter, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a model and its configuration to a ``.safetensors`` file, atomically.
+    """Write a model, its configuration and what it was trained on to a ``.safetensors`` file.
 
-    The same weights and configuration make the same bytes.
+    The file is whole or not there. The same weights and configuration make the same bytes.
 
     Args:
         model: any segmenter, on any device.
@@ -69,6 +70,9 @@ def save(model: Segmenter, path: str | Path, *, dtype: torch.dtype | None = None
     }
     _check_finite(state, "the model")
     metadata = {_FORMAT_KEY: str(FORMAT), _CONFIG_KEY: model.config.to_json()}
+    if model.trained_on:
+        trained_on = {name: sorted(pictures) for name, pictures in model.trained_on.items()}
+        metadata[_TRAINED_KEY] = json.dumps(trained_on, sort_keys=True, separators=(",", ":"))
     content = to_bytes({name: t.contiguous() for name, t in state.items()}, metadata)
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
@@ -109,7 +113,26 @@ def _own(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
         )
     with _naming(path):
         config = ModelConfig.from_json(metadata[_CONFIG_KEY])
-        return _fill(lambda: _build_own(config), state)
+        found = _fill(lambda: _build_own(config), state)
+        found.trained_on = _trained_on(metadata)
+        return found
+
+
+def _trained_on(metadata: Mapping[str, str]) -> dict[str, list[str]]:
+    text = metadata.get(_TRAINED_KEY, "{}")
+    try:
+        sets = json.loads(text)
+    except json.JSONDecodeError:
+        sets = None
+    if not isinstance(sets, dict) or not all(
+        isinstance(pictures, list) and all(isinstance(each, str) for each in pictures)
+        for pictures in sets.values()
+    ):
+        raise WeightsError(
+            f"its {_TRAINED_KEY} is {text:.80} and not a JSON object of names of data sets, each "
+            "with a list of pictures' checksums: copy it again, or write it anew"
+        )
+    return sets
 
 
 def _build_own(config: ModelConfig) -> Segmenter:
@@ -146,15 +169,17 @@ def load_weights(model: str, path: str | Path) -> Segmenter:
             _check_wanted(found.config, wanted, path)
             return found
     else:
-        state = read_state_dict(path)
+        state, metadata = read_state_dict(path), {}
     with _naming(path):
         state = _without_wrapper(state)
         if any(name.startswith("backbone.") for name in state):
             joint = any(".ms_mamba_blocks." in name for name in state)
             found = segmenter_from_official("hrsam++" if joint else "hrsam", state)
             _check_wanted(found.config, wanted, path)
-            return found
-        return _whole_sam(state, wanted)
+        else:
+            found = _whole_sam(state, wanted)
+        found.trained_on = _trained_on(metadata)
+        return found
 
 
 def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segmenter:

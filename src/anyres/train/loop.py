@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anyres.data.datasets import picture_checksum
 from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.files import write_text
 from anyres.models import weights
@@ -69,6 +70,7 @@ class Trainer:
             "average": self.average.model.state_dict(),
             "updates": self.average.updates,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "trained_on": dict(self.average.model.trained_on),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -77,8 +79,18 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
         self.average.updates = state["updates"]
+        # Checkpoints of former versions have none; the data of this session is added in any case.
+        self.learns_from(state.get("trained_on", {}))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+
+    def learns_from(self, sets: Mapping[str, Iterable[str]]) -> None:
+        """Note pictures, as in `Segmenter.trained_on`, beside those noted before."""
+        model = self.average.model
+        model.trained_on = {
+            name: sorted({*model.trained_on.get(name, ()), *sets.get(name, ())})
+            for name in {*model.trained_on, *sets}
+        }
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step on one batch; gives what the log records."""
@@ -250,6 +262,9 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
         objects=config.objects,
         seed=config.seed,
         weights=config.sampling or None,
+    )
+    trainer.learns_from(
+        {name: map(picture_checksum, paths) for name, paths in stream.pictures().items()}
     )
     log_file = out / "log.jsonl"
     _cut_log(log_file, trainer.step)

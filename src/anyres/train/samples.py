@@ -109,6 +109,13 @@ class SampleStream:
         self._plain = [(s, e) for s in sources for e in s.entries if not e.maps]
         self._cache = Cache(CACHE_BYTES)
 
+    def pictures(self) -> dict[str, list[Path]]:
+        """Tell which pictures samples are made of, by set, those for backgrounds included."""
+        found = {name: [entry.image for entry in own] for name, own in self._marked.items()}
+        for source, entry in self._plain:
+            found.setdefault(source.name, []).append(entry.image)
+        return found
+
     def __iter__(self) -> Iterator[Sample]:
         """Yield samples 0, 1, 2, ... without end."""
         index = 0

@@ -49,7 +49,7 @@ class Indexed:
 
     Attributes:
         stamp: names, sizes and times of its files.
-        digest: checksum of what its files hold.
+        digest: checksums of what its files hold, the picture's first.
         size_hw: (height, width).
         objects: all of them, whatever their size.
         problem: what is wrong, as (file, reason); it then has no objects.
