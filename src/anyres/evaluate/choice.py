@@ -90,7 +90,7 @@ class Choice:
                 "native_limit": config.native_limit if limited else None,
                 "pad": predictor.pad,
                 "device": predictor.device.type,
-                "dtype": str(next(predictor.model.parameters()).dtype).removeprefix("torch."),
+                "dtype": str(predictor.model.dtype).removeprefix("torch."),
             }
 
     def trained_on(self, loaded: "Promptable") -> Mapping[str, Sequence[str]]:
