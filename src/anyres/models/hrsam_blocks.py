@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
+from anyres.ops import block
 from anyres.ops.rope import split_pairs, turn_table
 from anyres.ops.scan import cycle_scan
 from anyres.ops.threads import runs_in_parts, share
@@ -109,10 +110,30 @@ class Block(nn.Module):
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Shape kept."""
         if runs_in_parts(x_BhwC):
+            if block.runs_compiled(x_BhwC, self.attn.heads, plan.window, self.mlp.fc1.out_features):
+                return self._compiled(x_BhwC, plan, rope)
             return self._in_groups(x_BhwC, plan, rope)
         x = x_BhwC + self.attn(self.norm1(x_BhwC), plan, rope)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+    def _compiled(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
+        from anyres.ops import block_cpu
+
+        numbers = block_cpu.numbers
+        qkv, proj, fc1, fc2 = (
+            block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
+            for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
+        )
+        first, second = (
+            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
+            for norm in (self.norm1, self.norm2)
+        )
+        cos, sin = (numbers(table.float().contiguous()) for table in rope)
+        parameters = block_cpu.Parameters(
+            self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
+        )
+        return block_cpu.run_block(x_BhwC, plan, PART, parameters)
 
     def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         project = _Projection(self.attn, rope)

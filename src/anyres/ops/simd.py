@@ -5,7 +5,8 @@ instructions come out the same whatever an optimiser thinks of the loops around 
 them to what the processor has (one AVX-512 register, two of AVX2, four of SSE or NEON). numba's own
 vectoriser gives up on ``exp`` without Intel's SVML library.
 
-Arrays are flat float32, and indices count numbers. Nothing checks bounds.
+Arrays are flat, and indices count numbers. Nothing checks bounds. They hold float32, or bfloat16 as
+uint16 (numpy has no such type), which is widened when loaded and rounded when stored.
 """
 
 import operator
@@ -28,6 +29,7 @@ LANES = 16
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 # Lets a product and a sum become one instruction, and nothing else: inf and nan stay what they are.
 _FUSE = ("contract",)
 
@@ -81,7 +83,23 @@ def _all(kind: Any, value: int) -> Any:
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
+    vector = _HALVES if kind.dtype == types.uint16 else _VECTOR
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _upper(builder: Any, words: Any) -> Any:
+    """The number whose bfloat16 is the lower half of each word."""
+    return builder.bitcast(builder.shl(words, _all(_INTEGERS, 16)), _VECTOR)
+
+
+def _rounded(builder: Any, value: Any) -> Any:
+    """The nearest bfloat16, to even between two; nan stays nan."""
+    bits = builder.bitcast(value, _INTEGERS)
+    odd = builder.and_(builder.lshr(bits, _all(_INTEGERS, 16)), _all(_INTEGERS, 1))
+    up = builder.add(bits, builder.add(odd, _all(_INTEGERS, 0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    whole = builder.select(is_nan, _all(_INTEGERS, 0x7FC00000), up)
+    return builder.trunc(builder.lshr(whole, _all(_INTEGERS, 16)), _HALVES)
 
 
 def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -100,9 +118,43 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
-        return builder.load(_pointer(context, builder, array, args[0], index), align=4)
+        pointer = _pointer(context, builder, array, args[0], index)
+        if array.dtype == types.uint16:
+            return _upper(builder, builder.zext(builder.load(pointer, align=2), _INTEGERS))
+        return builder.load(pointer, align=4)
 
     return _vector(array, index), build
+
+
+def _neighbours(which: int) -> Any:
+    """An intrinsic that loads every other number."""
+
+    def chosen(typing: Any, array: Any, index: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            index = context.cast(builder, args[1], signature.args[1], types.intp)
+            if array.dtype == types.uint16:
+                data = context.make_array(array)(context, builder, args[0]).data
+                pointer = builder.bitcast(builder.gep(data, [index]), _INTEGERS.as_pointer())
+                words = builder.load(pointer, align=2)
+                if which == 0:
+                    return _upper(builder, words)
+                upper = builder.and_(words, _all(_INTEGERS, 0xFFFF0000))
+                return builder.bitcast(upper, _VECTOR)
+            both = []
+            for start in (0, LANES):
+                at = builder.add(index, ir.Constant(index.type, start))
+                pointer = _pointer(context, builder, array, args[0], at)
+                both.append(builder.load(pointer, align=4))
+            lanes = ir.Constant(_INTEGERS, list(range(which, 2 * LANES, 2)))
+            return builder.shuffle_vector(*both, lanes)
+
+        return _vector(array, index), build
+
+    return intrinsic(chosen)
+
+
+firsts = _neighbours(0)  # of the 16 pairs of neighbours from an index on
+seconds = _neighbours(1)
 
 
 @intrinsic
@@ -111,7 +163,11 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
-        builder.store(args[2], _pointer(context, builder, array, args[0], index), align=4)
+        pointer = _pointer(context, builder, array, args[0], index)
+        if array.dtype == types.uint16:
+            builder.store(_rounded(builder, args[2]), pointer, align=2)
+        else:
+            builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(array, index, _vector), build
@@ -156,6 +212,14 @@ def _add(typing: Any, x: Any, y: Any) -> Any:
     return _vector(_vector, _vector), build
 
 
+@intrinsic
+def _sub(typing: Any, x: Any, y: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(*args, flags=_FUSE)
+
+    return _vector(_vector, _vector), build
+
+
 @overload(operator.mul)
 def _operator_mul(x: Any, y: Any) -> Any:
     def build(x: Any, y: Any) -> Any:
@@ -168,6 +232,14 @@ def _operator_mul(x: Any, y: Any) -> Any:
 def _operator_add(x: Any, y: Any) -> Any:
     def build(x: Any, y: Any) -> Any:
         return _add(x, y)
+
+    return build if x is y is _vector else None
+
+
+@overload(operator.sub)
+def _operator_sub(x: Any, y: Any) -> Any:
+    def build(x: Any, y: Any) -> Any:
+        return _sub(x, y)
 
     return build if x is y is _vector else None
 
@@ -238,3 +310,48 @@ def sums(typing: Any, array: Any, index: Any) -> Any:
         return rows[0]
 
     return _vector(array, index), build
+
+
+@intrinsic
+def chosen(typing: Any, x: Any, y: Any, where_larger: Any, otherwise: Any) -> Any:
+    """``where_larger`` in lanes where x > y, ``otherwise`` in others and beside a nan."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args[:2]), *args[2:])
+
+    return _vector(_vector, _vector, _vector, _vector), build
+
+
+@intrinsic
+def unless_nan(typing: Any, value: Any, source: Any) -> Any:
+    """A value; nan in lanes where what it was made from is."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_unordered("uno", args[1], args[1]), *args[::-1])
+
+    return _vector(_vector, _vector), build
+
+
+def _across(join: Callable[[Any, Any, Any], Any]) -> Any:
+    """An intrinsic that joins all lanes into one number."""
+
+    def joined(typing: Any, value: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vector, half = args[0], LANES
+            while half > 1:
+                half //= 2
+                lanes = ir.Constant(_INTEGERS, [(i + half) % LANES for i in range(LANES)])
+                vector = join(builder, vector, builder.shuffle_vector(vector, vector, lanes))
+            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+        return types.float32(_vector), build
+
+    return intrinsic(joined)
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+total = _across(lambda builder, x, y: builder.fadd(x, y))
+largest = _across(_larger)
