@@ -9,7 +9,7 @@ Shapes: B pictures, (h, w) token grid, C channels, H heads, D channels of a head
 K slots of a window.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import prod
 from threading import local
@@ -25,6 +25,7 @@ from anyres.ops.windows import Group, Span, WindowPlan
 
 # Bytes of queries, keys, values and scores that are made at a time: about half of a core's cache.
 _ATTENDED = 1 << 20
+_SPACES = 64  # sizes that a thread remembers; pictures of one size have about ten
 
 
 class Linear(NamedTuple):
@@ -56,6 +57,13 @@ class Parameters(NamedTuple):
     fc2: Linear
 
 
+class _Layout(NamedTuple):
+    """Where a group's tokens are, window by window."""
+
+    places: Any  # in (B * h * w)
+    parts: tuple["_Windows", ...]
+
+
 class _Windows(NamedTuple):
     """Windows of a group with real tokens at the same slots."""
 
@@ -64,31 +72,99 @@ class _Windows(NamedTuple):
     slots: Any  # (K,): first those of the real tokens, then those of the padding
 
 
-class _Layout(NamedTuple):
-    """Where a group's tokens are, window by window."""
+class _Sizes(NamedTuple):
+    """Sizes of a layout and a block: what a thread needs to work on them."""
 
-    places: Any  # in (B * h * w)
-    parts: tuple[_Windows, ...]
+    kind: torch.dtype
+    width: int
+    heads: int
+    hidden: int
+    windows: tuple[tuple[int, int, int], ...]  # count, real tokens and slots, in the layout's order
 
 
-class _Buffers(local):
-    """What a thread works in. Buffers grow and stay."""
+class _Problems(NamedTuple):
+    """Windows that attend at a time, H heads of each a problem."""
+
+    part: int
+    start: int  # row of their first token
+    windows: int
+    real: int
+    q: Tensor
+    k: Tensor  # transposed
+    v: Tensor
+    scores: Tensor
+    values: Tensor
+    arrays: tuple[Any, ...]  # q, k, v, scores and values again, and the scales
+
+
+class _Space:
+    """Where a thread puts what is between the products, made for some sizes.
+
+    Tensors and, as ``numbers``, the same memory for the kernels: to make these each time would take
+    as long as a kernel, and only one thread at a time could do it.
+    """
+
+    def __init__(self, take: Callable[..., Tensor], sizes: _Sizes) -> None:
+        kind, width, heads, hidden, parts = sizes
+        count = sum(windows * real for windows, real, _ in parts)
+        wide = take("wide", kind, (count + 1) * max(3 * width, hidden))
+        self.rows = take("rows", kind, count + 1, width)
+        self.qkv = wide[: (count + 1) * 3 * width].view(count + 1, -1)
+        self.inner = wide[: count * hidden].view(count, -1)
+        self.tokens, self.padding = self.rows[:count], self.rows[count]
+        self.y, summed = (take(name, kind, count, width) for name in ("y", "summed"))
+        self.wide, self.normed, self.of_y, self.summed = map(
+            numbers, (wide, self.rows, self.y, summed)
+        )
+        self.problems: list[_Problems] = []
+        start = 0
+        for i, (windows, real, slots) in enumerate(parts):
+            depth = width // heads
+            each = heads * (real * slots + 2 * (real + slots) * depth) * kind.itemsize
+            most = max(1, _ATTENDED // each)
+            for first in range(0, windows, most):
+                some = min(most, windows - first)
+                n = some * heads
+                q, values = (take(name, kind, n, real, depth) for name in ("q", "values"))
+                k, v = (take(name, kind, n, slots, depth) for name in "kv")
+                scores = take("scores", kind, n, real, slots)
+                scales = take("scales", torch.float32, n * real)
+                arrays = tuple(map(numbers, (q, k, v, scores, values, scales)))
+                self.problems.append(
+                    _Problems(
+                        i, start, some, real, q, k.transpose(1, 2), v, scores, values, arrays
+                    )
+                )
+                start += some * real
+
+
+class _Thread(local):
+    """What a thread keeps: memory, which grows and stays, and spaces in it."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.spaces: dict[_Sizes, _Space] = {}
 
-    def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        """The buffer of this name, with whatever is in it."""
+    def space(self, sizes: _Sizes) -> _Space:
+        if sizes not in self.spaces:
+            if len(self.spaces) == _SPACES:
+                self.spaces.clear()
+            self.spaces[sizes] = _Space(self._take, sizes)
+        return self.spaces[sizes]
+
+    def _take(self, name: str, kind: torch.dtype, *shape: int) -> Tensor:
+        """The beginning of a buffer, with whatever is in it."""
         size = prod(shape)
-        buffer = self.kept.get((name, dtype))
+        buffer = self.buffers.get((name, kind))
         if buffer is None or len(buffer) < size:
+            self.spaces.clear()  # they would keep what it replaces
             with torch.inference_mode(False):  # else only inference may write into it
-                buffer = torch.empty(size, dtype=dtype)
-            self.kept[name, dtype] = buffer
+                buffer = torch.empty(size, dtype=kind)
+            self.buffers[name, kind] = buffer
         return buffer[:size].view(shape)
 
 
-_buffers = _Buffers()
+_thread = _Thread()
 
 
 def numbers(x: Tensor) -> Any:
@@ -147,65 +223,35 @@ def _windows(spans: Iterable[Span], batch: int, slots: Any) -> _Windows:
 def _run_group(
     layout: _Layout, parameters: Parameters, kind: torch.dtype, tokens: Any, out: Any
 ) -> None:
-    padding, places, count = parameters.padding, layout.places, len(layout.places)
-    width, hidden = padding.shape[1], parameters.fc1.weight.shape[1]
-    rows = _buffers.take("rows", kind, count + 1, width)
-    summed = numbers(_buffers.take("summed", kind, count, width))
-    y = _buffers.take("y", kind, count, width)
-    wide = _buffers.take("wide", kind, (count + 1) * max(3 * width, hidden))
+    places, count = layout.places, len(layout.places)
+    width, hidden = parameters.padding.shape[1], parameters.fc1.weight.shape[1]
+    windows = tuple((part.count, part.real, len(part.slots)) for part in layout.parts)
+    space = _thread.space(_Sizes(kind, width, parameters.heads, hidden, windows))
     first, second = parameters.norms
 
-    kernels.norm(tokens, places, numbers(rows), *first, width)
-    rows[count] = padding[0]
-    qkv = wide[: (count + 1) * 3 * width].view(count + 1, -1)
-    torch.mm(rows, parameters.qkv.weight, out=qkv)
-    rows = rows[:count]
-    _attend(layout, parameters, qkv, rows)
-    torch.mm(rows, parameters.proj.weight, out=y)
-    bias = parameters.proj.bias
-    kernels.add_norm(tokens, places, numbers(y), bias, summed, numbers(rows), *second, width)
-    inner = wide[: count * hidden].view(count, -1)
-    torch.mm(rows, parameters.fc1.weight, out=inner)
-    kernels.gelu(numbers(inner), count, parameters.fc1.bias, hidden)
-    torch.mm(inner, parameters.fc2.weight, out=y)
-    kernels.add_out(summed, numbers(y), parameters.fc2.bias, places, out, width)
+    kernels.norm(tokens, places, space.normed, *first, width)
+    space.padding.copy_(parameters.padding[0])
+    torch.mm(space.rows, parameters.qkv.weight, out=space.qkv)
+    for problems in space.problems:
+        _attend(problems, layout.parts[problems.part].slots, parameters, space)
+    torch.mm(space.tokens, parameters.proj.weight, out=space.y)
+    bias, y, summed = parameters.proj.bias, space.of_y, space.summed
+    kernels.add_norm(tokens, places, y, bias, summed, space.normed, *second, width)
+    torch.mm(space.tokens, parameters.fc1.weight, out=space.inner)
+    kernels.gelu(space.wide, count, parameters.fc1.bias, hidden)
+    torch.mm(space.inner, parameters.fc2.weight, out=space.y)
+    kernels.add_out(summed, y, parameters.fc2.bias, places, out, width)
 
 
-def _attend(layout: _Layout, parameters: Parameters, qkv: Tensor, out: Tensor) -> None:
-    """Attend within each window: qkv (tokens and one row of padding, 3 * C), out (tokens, C)."""
-    kind, heads = qkv.dtype, parameters.heads
-    depth = out.shape[1] // heads
-    first = 0
-    for count, real, slots in layout.parts:
-        keys = len(slots)
-        each = heads * (real * keys + 2 * (real + keys) * depth) * kind.itemsize
-        most = max(1, _ATTENDED // each)
-        for start in range(0, count, most):
-            windows = min(most, count - start)
-            problems = windows * heads
-            q, values = (
-                _buffers.take(name, kind, problems, real, depth) for name in ("q", "values")
-            )
-            k, v = (_buffers.take(name, kind, problems, keys, depth) for name in "kv")
-            scores = _buffers.take("scores", kind, problems, real, keys)
-            scales = numbers(_buffers.take("scales", torch.float32, problems * real))
-            kernels.arrange(
-                numbers(qkv),
-                first,
-                len(qkv) - 1,
-                windows,
-                real,
-                slots,
-                parameters.qkv.bias,
-                parameters.cos,
-                parameters.sin,
-                heads,
-                depth,
-                *map(numbers, (q, k, v)),
-            )
-            torch.bmm(q, k.transpose(1, 2), out=scores)
-            kernels.exponentials(numbers(scores), problems * real, keys, scales)
-            torch.bmm(scores, v, out=values)
-            shape = windows, real, heads, depth
-            kernels.collect(numbers(values), scales, *shape, numbers(out), first)
-            first += windows * real
+def _attend(problems: _Problems, slots: Any, parameters: Parameters, space: _Space) -> None:
+    """Attend within some windows: from rows of the projection to rows of answers."""
+    _, start, windows, real, *tensors, (q, k, v, scores, values, scales) = problems
+    of_q, of_k, of_v, of_scores, of_values = tensors
+    heads, depth = parameters.heads, of_q.shape[2]
+    cos, sin, bias = parameters.cos, parameters.sin, parameters.qkv.bias
+    places = start, len(space.tokens), windows, real
+    kernels.arrange(space.wide, *places, slots, bias, cos, sin, heads, depth, q, k, v)
+    torch.bmm(of_q, of_k, out=of_scores)
+    kernels.exponentials(scores, windows * heads * real, len(slots), scales)
+    torch.bmm(of_scores, of_v, out=of_values)
+    kernels.collect(values, scales, windows, real, heads, depth, space.normed, start)

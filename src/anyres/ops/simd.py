@@ -92,8 +92,18 @@ def _upper(builder: Any, words: Any) -> Any:
     return builder.bitcast(builder.shl(words, _all(_INTEGERS, 16)), _VECTOR)
 
 
-def _rounded(builder: Any, value: Any) -> Any:
+class _Bfloat16(ir.Type):  # type: ignore[misc]
+    """llvmlite does not know it, LLVM does."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+def _rounded(context: Any, builder: Any, value: Any) -> Any:
     """The nearest bfloat16, to even between two; nan stays nan."""
+    if "+avx512bf16" in context.codegen().magic_tuple()[2]:  # elsewhere LLVM calls a function
+        short = builder.fptrunc(value, ir.VectorType(_Bfloat16(), LANES))
+        return builder.bitcast(short, _HALVES)
     bits = builder.bitcast(value, _INTEGERS)
     odd = builder.and_(builder.lshr(bits, _all(_INTEGERS, 16)), _all(_INTEGERS, 1))
     up = builder.add(bits, builder.add(odd, _all(_INTEGERS, 0x7FFF)))
@@ -165,7 +175,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
         pointer = _pointer(context, builder, array, args[0], index)
         if array.dtype == types.uint16:
-            builder.store(_rounded(builder, args[2]), pointer, align=2)
+            builder.store(_rounded(context, builder, args[2]), pointer, align=2)
         else:
             builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
