@@ -121,7 +121,8 @@ def test_attention_is_the_definition(grid: tuple[int, int], shifted: bool) -> No
 def test_block_in_groups_is_the_block(
     grid: tuple[int, int], part: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hrsam_blocks, "PART", part)
+    for name in ("LEAST", "MOST"):
+        monkeypatch.setattr(hrsam_blocks, name, part)
     block, rope = make_block()
     limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
     for shifted in (False, True):

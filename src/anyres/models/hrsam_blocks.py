@@ -21,9 +21,20 @@ from anyres.ops.threads import runs_in_parts, share
 from anyres.ops.window_attention import Slots, attend_windows
 from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
 
-# Tokens that go through a block at a time. Enough for what a product costs however small it is;
-# few enough for what they become to stay in the cache, and for all threads to find work.
+# Tokens whose norms and projections around a scan are made at a time. Enough for what a product
+# costs however small it is; few enough for what they become to stay in the cache.
 PART = 1024
+
+# Tokens that go through a block at a time: a quarter of all, for threads to find work, within what
+# is enough for a product and what lets the buffers of a thread stay small. Not a matter of how many
+# threads there are: a product's last digits may change with its rows.
+LEAST, MOST = 256, 2048
+
+
+def _group_size(x_BhwC: Tensor) -> int:
+    """Tokens of each picture in a group."""
+    tokens = x_BhwC.shape[:3].numel()
+    return min(max(tokens // 4, LEAST), MOST) // len(x_BhwC)
 
 
 class _Projection:
@@ -133,7 +144,7 @@ class Block(nn.Module):
         parameters = block_cpu.Parameters(
             self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
         )
-        return block_cpu.run_block(x_BhwC, plan, PART, parameters)
+        return block_cpu.run_block(x_BhwC, plan, _group_size(x_BhwC), parameters)
 
     def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         project = _Projection(self.attn, rope)
@@ -144,7 +155,7 @@ class Block(nn.Module):
             x = self.attn.attend_group(self.norm1(tokens), group, project).add_(tokens)
             torch.add(x, self.mlp(self.norm2(x)), out=out_BhwC[group.place])
 
-        share(run, plan.groups(PART // len(x_BhwC)))
+        share(run, plan.groups(_group_size(x_BhwC)))
         return out_BhwC
 
 

@@ -23,8 +23,9 @@ from anyres.ops import block_numba as kernels
 from anyres.ops.threads import share
 from anyres.ops.windows import Group, Span, WindowPlan
 
-# Bytes of queries, keys, values and scores that are made at a time: about half of a core's cache.
-_ATTENDED = 1 << 20
+# Bytes of queries, keys, values and scores that are made at a time: what a core's cache holds. In
+# half of that a batched product of few heads would have too few problems to be quick.
+_ATTENDED = 1 << 21
 _SPACES = 64  # sizes that a thread remembers; pictures of one size have about ten
 
 
@@ -67,7 +68,7 @@ class _Layout(NamedTuple):
 class _Windows(NamedTuple):
     """Windows of a group with real tokens at the same slots."""
 
-    count: int
+    windows: int
     real: int
     slots: Any  # (K,): first those of the real tokens, then those of the padding
 
@@ -131,9 +132,7 @@ class _Space:
                 scales = take("scales", torch.float32, n * real)
                 arrays = tuple(map(numbers, (q, k, v, scores, values, scales)))
                 self.problems.append(
-                    _Problems(
-                        i, start, some, real, q, k.transpose(1, 2), v, scores, values, arrays
-                    )
+                    _Problems(i, start, some, real, q, k.transpose(1, 2), v, scores, values, arrays)
                 )
                 start += some * real
 
@@ -179,7 +178,7 @@ def run_block(x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameter
     Args:
         x_BhwC: float32 or bfloat16, like the parameters.
         plan: of the windows.
-        most: tokens of a group, about.
+        most: tokens of a picture in a group, if more than a window's.
         parameters: the block's.
     """
     x_BhwC = x_BhwC.contiguous()
@@ -195,7 +194,7 @@ def run_block(x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameter
 def _layouts(plan: WindowPlan, batch: int, most: int) -> tuple[_Layout, ...]:
     height, width = plan.grid_hw
     places = np.arange(batch * height * width).reshape(batch, height, width)
-    return tuple(_layout(places, plan.window, group) for group in plan.groups(most // batch))
+    return tuple(_layout(places, plan.window, group) for group in plan.groups(most))
 
 
 def _layout(places_Bhw: Any, window: int, group: Group) -> _Layout:
@@ -225,7 +224,7 @@ def _run_group(
 ) -> None:
     places, count = layout.places, len(layout.places)
     width, hidden = parameters.padding.shape[1], parameters.fc1.weight.shape[1]
-    windows = tuple((part.count, part.real, len(part.slots)) for part in layout.parts)
+    windows = tuple((part.windows, part.real, len(part.slots)) for part in layout.parts)
     space = _thread.space(_Sizes(kind, width, parameters.heads, hidden, windows))
     first, second = parameters.norms
 

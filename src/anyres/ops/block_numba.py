@@ -15,12 +15,13 @@ import numpy as np
 from anyres.ops.simd import (
     LANES,
     Floats,
-    chosen,
     compiled,
     decay,
     firsts,
+    larger,
     largest,
     load,
+    normal,
     seconds,
     splat,
     store,
@@ -29,18 +30,8 @@ from anyres.ops.simd import (
 )
 
 PAIRS = 2 * LANES
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
-
-# The normal distribution function is 1/2 + x p(2 (x / EDGE)^2 - 1) for |x| <= EDGE, to 5e-8.
-EDGE = np.float32(5.5)
-SQUEEZE = np.float32(2 / 5.5**2)
-_P = (
-    (0.128551945, -0.0641724542, 0.0477368198, -0.0387879349, 0.0320848003)
-    + (-0.0261064544, 0.0202676356, -0.0146942697, 0.0105324667, -0.00763269048)
-    + (0.0041343621, -0.00126603036, 0.00110413053, -0.00135662174, 0.000513398496)
-)
-P0, P1, P2, P3, P4, P5, P6, P7, P8, P9, P10, P11, P12, P13, P14 = map(np.float32, _P)
 
 _compiled = compiled(__file__)
 
@@ -122,22 +113,11 @@ def arrange(
 ) -> None:
     """Add the bias, turn queries and keys, and put each head of a window together.
 
-    Args:
-        qkv: rows of 3 * heads * depth.
-        first: row of the first window's first token.
-        padding: row of the padding's keys and values.
-        windows: how many.
-        real: tokens of a window that are not padding; its first keys.
-        slots: place in the window of each key.
-        bias: of a row.
-        cos: (slots, depth / 2), for pairs of neighbouring channels.
-        sin: the same.
-        heads: of a row.
-        depth: channels of a head.
-        q: (windows, heads, real, depth), scaled; out of 32 channels the first of all pairs, then
-            the second, which no dot product notices.
-        k: (windows, heads, keys, depth), likewise.
-        v: (windows, heads, keys, depth).
+    ``qkv`` has rows of 3 * heads * depth: those of the windows from ``first`` on, ``real`` of each,
+    and one of ``padding``. ``slots`` are the keys' places in a window, those of the real tokens
+    first. ``cos`` and ``sin`` are (slots, depth / 2), for pairs of neighbouring channels. It fills
+    ``q`` (windows, heads, real, depth), scaled, ``k`` and ``v`` (windows, heads, keys, depth). Of
+    32 channels q and k have the first of all pairs, then the second: no dot product notices.
     """
     width, keys = heads * depth, len(slots)
     scale = splat(ONE / math.sqrt(np.float32(depth)))
@@ -174,8 +154,7 @@ def exponentials(scores: Any, rows: int, keys: int, scales: Floats) -> None:
         at = row * keys
         top = load(scores, at)
         for j in range(LANES, keys, LANES):
-            other = load(scores, at + j)
-            top = chosen(other, top, other, top)
+            top = larger(load(scores, at + j), top)
         most = splat(largest(top))
         passed = splat(ZERO)
         for j in range(0, keys, LANES):
@@ -203,28 +182,8 @@ def collect(
 
 @_compiled
 def gelu(x: Any, rows: int, bias: Floats, width: int) -> None:
-    """Add the bias and apply the exact GELU in place, to 1e-6."""
-    edge, one, squeeze = splat(EDGE), splat(ONE), splat(SQUEEZE)
+    """Add the bias and apply the exact GELU in place."""
     for row in range(rows):
         for i in range(0, width, LANES):
             number = load(x, row * width + i) + load(bias, i)
-            t = number * number * squeeze - one
-            t = chosen(t, one, one, t)
-            p = splat(P14) * t + splat(P13)
-            p = p * t + splat(P12)
-            p = p * t + splat(P11)
-            p = p * t + splat(P10)
-            p = p * t + splat(P9)
-            p = p * t + splat(P8)
-            p = p * t + splat(P7)
-            p = p * t + splat(P6)
-            p = p * t + splat(P5)
-            p = p * t + splat(P4)
-            p = p * t + splat(P3)
-            p = p * t + splat(P2)
-            p = p * t + splat(P1)
-            p = p * t + splat(P0)
-            share = number * p + splat(HALF)
-            share = chosen(number, edge, one, share)
-            share = chosen(splat(-EDGE), number, splat(ZERO), share)
-            store(x, row * width + i, number * share)
+            store(x, row * width + i, number * normal(number))

@@ -36,6 +36,15 @@ _FUSE = ("contract",)
 # 2**f = 1 + f p(f) for |f| <= 1/2, to 2e-9 of the value.
 _EXP2 = (0.69314718, 0.24022648, 0.055503324, 0.009618437, 0.0013398875, 0.0001535336)
 _ROUND = 1.5 * 2.0**23  # added, it leaves the nearest integer in the low bits
+
+# The normal distribution function is 1/2 + x p(2 (x / 5.5)^2 - 1) for |x| <= 5.5, to 5e-8.
+_NORMAL_EDGE = 5.5
+_NORMAL = (
+    *(0.128551945, -0.0641724542, 0.0477368198, -0.0387879349, 0.0320848003),
+    *(-0.0261064544, 0.0202676356, -0.0146942697, 0.0105324667, -0.00763269048),
+    *(0.0041343621, -0.00126603036, 0.00110413053, -0.00135662174, 0.000513398496),
+)
+
 FADED = 64  # decays below 2**-64 are taken for 0
 
 
@@ -92,16 +101,21 @@ def _upper(builder: Any, words: Any) -> Any:
     return builder.bitcast(builder.shl(words, _all(_INTEGERS, 16)), _VECTOR)
 
 
-class _Bfloat16(ir.Type):  # type: ignore[misc]
+class _Bfloat16(ir.Type):
     """llvmlite does not know it, LLVM does."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
 
+def _rounds_itself(context: Any) -> bool:
+    """Whether the processor rounds to bfloat16; if not, LLVM wants a function that is not there."""
+    return "+avx512bf16" in context.codegen().magic_tuple()[2]
+
+
 def _rounded(context: Any, builder: Any, value: Any) -> Any:
     """The nearest bfloat16, to even between two; nan stays nan."""
-    if "+avx512bf16" in context.codegen().magic_tuple()[2]:  # elsewhere LLVM calls a function
+    if _rounds_itself(context):
         short = builder.fptrunc(value, ir.VectorType(_Bfloat16(), LANES))
         return builder.bitcast(short, _HALVES)
     bits = builder.bitcast(value, _INTEGERS)
@@ -279,6 +293,27 @@ def decay(typing: Any, step: Any, rate: Any) -> Any:
 
 
 @intrinsic
+def normal(typing: Any, value: Any) -> Any:
+    """The normal distribution function; its error times the value is below 1e-6."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (value,) = args
+        one, edge = _constant(1.0), _constant(_NORMAL_EDGE)
+        square = builder.fmul(value, value)
+        at = _multiply_add(builder, square, _constant(2 / _NORMAL_EDGE**2), _constant(-1.0))
+        at = builder.select(builder.fcmp_ordered(">", at, one), one, at)
+        share = _constant(_NORMAL[-1])
+        for factor in _NORMAL[-2::-1]:
+            share = _multiply_add(builder, share, at, _constant(factor))
+        share = _multiply_add(builder, share, value, _constant(0.5))
+        share = builder.select(builder.fcmp_ordered(">", value, edge), one, share)
+        below = builder.fcmp_ordered("<", value, builder.fneg(edge))
+        return builder.select(below, _constant(0.0), share)
+
+    return _vector(_vector), build
+
+
+@intrinsic
 def unless_faded(typing: Any, value: Any) -> Any:
     """A decay itself, 0 below 2**-64."""
 
@@ -322,14 +357,18 @@ def sums(typing: Any, array: Any, index: Any) -> Any:
     return _vector(array, index), build
 
 
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
 @intrinsic
-def chosen(typing: Any, x: Any, y: Any, where_larger: Any, otherwise: Any) -> Any:
-    """``where_larger`` in lanes where x > y, ``otherwise`` in others and beside a nan."""
+def larger(typing: Any, x: Any, y: Any) -> Any:
+    """The larger of two numbers in each lane; beside a nan the second, whichever it is."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", *args[:2]), *args[2:])
+        return _larger(builder, *args)
 
-    return _vector(_vector, _vector, _vector, _vector), build
+    return _vector(_vector, _vector), build
 
 
 @intrinsic
@@ -357,10 +396,6 @@ def _across(join: Callable[[Any, Any, Any], Any]) -> Any:
         return types.float32(_vector), build
 
     return intrinsic(joined)
-
-
-def _larger(builder: Any, x: Any, y: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
 total = _across(lambda builder, x, y: builder.fadd(x, y))
