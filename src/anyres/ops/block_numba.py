@@ -12,28 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from anyres.ops.simd import (
-    LANES,
-    Floats,
-    compiled,
-    decay,
-    firsts,
-    larger,
-    largest,
-    load,
-    normal,
-    seconds,
-    splat,
-    store,
-    total,
-    unless_nan,
-)
+from anyres.ops import simd_rows
+from anyres.ops.simd import LANES, Floats, compiled, decay, load, splat, store
+from anyres.ops.simd_rows import firsts, larger, largest, normal, seconds, total, unless_nan
 
 PAIRS = 2 * LANES
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 
-_compiled = compiled(__file__)
+_compiled = compiled(__file__, simd_rows.__file__)
 
 
 @_compiled
