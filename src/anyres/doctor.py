@@ -90,7 +90,7 @@ def _devices() -> list[Finding]:
 
 
 def _computing() -> list[Finding]:
-    from anyres.ops import scan
+    from anyres.ops import block, scan
     from anyres.ops.precision import cpu_features, resolve_dtype
     from anyres.predict.load import resolve_device
 
@@ -107,6 +107,7 @@ def _computing() -> list[Finding]:
         Finding("computing", "dtype", dtype, hint=f"{why}; SAM models run in float32"),
         Finding("computing", "attention", "torch, batched products", hint="the only one so far"),
         Finding("computing", "cycle-scan", scan.kernel_name()),
+        Finding("computing", "window blocks", block.kernel_name()),
     ]
 
 

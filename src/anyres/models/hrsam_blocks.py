@@ -14,15 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
+from anyres.ops import block
 from anyres.ops.rope import split_pairs, turn_table
 from anyres.ops.scan import cycle_scan
 from anyres.ops.threads import runs_in_parts, share
 from anyres.ops.window_attention import Slots, attend_windows
 from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
 
-# Tokens that go through a block at a time. Enough for what a product costs however small it is;
-# few enough for what they become to stay in the cache, and for all threads to find work.
+# Tokens whose norms and projections around a scan are made at a time. Enough for what a product
+# costs however small it is; few enough for what they become to stay in the cache.
 PART = 1024
+
+# Tokens that go through a block at a time: a quarter of all, for threads to find work, within what
+# is enough for a product and what lets the buffers of a thread stay small. Not a matter of how many
+# threads there are: a product's last digits may change with its rows.
+LEAST, MOST = 256, 2048
+
+
+def _group_size(x_BhwC: Tensor) -> int:
+    """Tokens of each picture in a group."""
+    tokens = x_BhwC.shape[:3].numel()
+    return min(max(tokens // 4, LEAST), MOST) // len(x_BhwC)
 
 
 class _Projection:
@@ -109,10 +121,30 @@ class Block(nn.Module):
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Shape kept."""
         if runs_in_parts(x_BhwC):
+            if block.runs_compiled(x_BhwC, self.attn.heads, plan.window, self.mlp.fc1.out_features):
+                return self._compiled(x_BhwC, plan, rope)
             return self._in_groups(x_BhwC, plan, rope)
         x = x_BhwC + self.attn(self.norm1(x_BhwC), plan, rope)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+    def _compiled(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
+        from anyres.ops import block_cpu
+
+        numbers = block_cpu.numbers
+        qkv, proj, fc1, fc2 = (
+            block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
+            for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
+        )
+        first, second = (
+            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
+            for norm in (self.norm1, self.norm2)
+        )
+        cos, sin = (numbers(table.float().contiguous()) for table in rope)
+        parameters = block_cpu.Parameters(
+            self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
+        )
+        return block_cpu.run_block(x_BhwC, plan, _group_size(x_BhwC), parameters)
 
     def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         project = _Projection(self.attn, rope)
@@ -123,7 +155,7 @@ class Block(nn.Module):
             x = self.attn.attend_group(self.norm1(tokens), group, project).add_(tokens)
             torch.add(x, self.mlp(self.norm2(x)), out=out_BhwC[group.place])
 
-        share(run, plan.groups(PART // len(x_BhwC)))
+        share(run, plan.groups(_group_size(x_BhwC)))
         return out_BhwC
 
 

@@ -5,7 +5,8 @@ instructions come out the same whatever an optimiser thinks of the loops around 
 them to what the processor has (one AVX-512 register, two of AVX2, four of SSE or NEON). numba's own
 vectoriser gives up on ``exp`` without Intel's SVML library.
 
-Arrays are flat float32, and indices count numbers. Nothing checks bounds.
+Arrays are flat, and indices count numbers. Nothing checks bounds. They hold float32, or bfloat16 as
+uint16 (numpy has no such type), which is widened when loaded and rounded when stored.
 """
 
 import operator
@@ -28,12 +29,14 @@ LANES = 16
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 # Lets a product and a sum become one instruction, and nothing else: inf and nan stay what they are.
 _FUSE = ("contract",)
 
 # 2**f = 1 + f p(f) for |f| <= 1/2, to 2e-9 of the value.
 _EXP2 = (0.69314718, 0.24022648, 0.055503324, 0.009618437, 0.0013398875, 0.0001535336)
 _ROUND = 1.5 * 2.0**23  # added, it leaves the nearest integer in the low bits
+
 FADED = 64  # decays below 2**-64 are taken for 0
 
 
@@ -81,7 +84,38 @@ def _all(kind: Any, value: int) -> Any:
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
+    vector = _HALVES if kind.dtype == types.uint16 else _VECTOR
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _upper(builder: Any, words: Any) -> Any:
+    """The number whose bfloat16 is the lower half of each word."""
+    return builder.bitcast(builder.shl(words, _all(_INTEGERS, 16)), _VECTOR)
+
+
+class _Bfloat16(ir.Type):
+    """llvmlite does not know it, LLVM does."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+def _rounds_itself(context: Any) -> bool:
+    """Whether the processor rounds to bfloat16; if not, LLVM wants a function that is not there."""
+    return "+avx512bf16" in context.codegen().magic_tuple()[2]
+
+
+def _rounded(context: Any, builder: Any, value: Any) -> Any:
+    """The nearest bfloat16, to even between two; nan stays nan."""
+    if _rounds_itself(context):
+        short = builder.fptrunc(value, ir.VectorType(_Bfloat16(), LANES))
+        return builder.bitcast(short, _HALVES)
+    bits = builder.bitcast(value, _INTEGERS)
+    odd = builder.and_(builder.lshr(bits, _all(_INTEGERS, 16)), _all(_INTEGERS, 1))
+    up = builder.add(bits, builder.add(odd, _all(_INTEGERS, 0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    whole = builder.select(is_nan, _all(_INTEGERS, 0x7FC00000), up)
+    return builder.trunc(builder.lshr(whole, _all(_INTEGERS, 16)), _HALVES)
 
 
 def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -100,7 +134,10 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
-        return builder.load(_pointer(context, builder, array, args[0], index), align=4)
+        pointer = _pointer(context, builder, array, args[0], index)
+        if array.dtype == types.uint16:
+            return _upper(builder, builder.zext(builder.load(pointer, align=2), _INTEGERS))
+        return builder.load(pointer, align=4)
 
     return _vector(array, index), build
 
@@ -111,7 +148,11 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
-        builder.store(args[2], _pointer(context, builder, array, args[0], index), align=4)
+        pointer = _pointer(context, builder, array, args[0], index)
+        if array.dtype == types.uint16:
+            builder.store(_rounded(context, builder, args[2]), pointer, align=2)
+        else:
+            builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(array, index, _vector), build
@@ -156,6 +197,14 @@ def _add(typing: Any, x: Any, y: Any) -> Any:
     return _vector(_vector, _vector), build
 
 
+@intrinsic
+def _sub(typing: Any, x: Any, y: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(*args, flags=_FUSE)
+
+    return _vector(_vector, _vector), build
+
+
 @overload(operator.mul)
 def _operator_mul(x: Any, y: Any) -> Any:
     def build(x: Any, y: Any) -> Any:
@@ -168,6 +217,14 @@ def _operator_mul(x: Any, y: Any) -> Any:
 def _operator_add(x: Any, y: Any) -> Any:
     def build(x: Any, y: Any) -> Any:
         return _add(x, y)
+
+    return build if x is y is _vector else None
+
+
+@overload(operator.sub)
+def _operator_sub(x: Any, y: Any) -> Any:
+    def build(x: Any, y: Any) -> Any:
+        return _sub(x, y)
 
     return build if x is y is _vector else None
 

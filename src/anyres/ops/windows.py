@@ -12,8 +12,8 @@ real tokens at the same place, so a span's real tokens make one rectangle, cut e
 Shapes: B pictures, (H, W) token grid, w window, n windows a picture, C channels.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import Tensor
@@ -104,39 +104,50 @@ class WindowPlan:
         return self.padded_hw == self.grid_hw
 
     def groups(self, most: int) -> Iterator[Group]:
-        """Cut the grid into groups of about ``most`` tokens, no fewer than one window's.
+        """Cut the grid into groups of at most so many real tokens, or one window.
 
         A group holds whole rows of windows where that many tokens allow it: its tokens are then
         neighbours in memory.
         """
         height, width = self.grid_hw
-        windows = max(1, most // self.window**2)
         columns = self._spans(width)
-        across = sum(span.windows for span in columns)
-        parts: list[tuple[Span, ...]] = [(part,) for span in columns for part in span.cut(windows)]
-        if across <= windows:
-            parts = [tuple(columns)]
         for span in self._spans(height):
-            for rows in span.cut(max(1, windows // across)):
+            rows = most // (span.size * width)
+            most_windows = most // (span.size * self.window)
+            parts = [columns] if rows else _cut(columns, max(1, most_windows))
+            for some in span.cut(max(1, rows)):
                 for part in parts:
-                    yield Group(rows, part)
+                    yield Group(some, part)
 
-    def _spans(self, length: int) -> list[Span]:
+    def _spans(self, length: int) -> tuple[Span, ...]:
         """The spans along an axis of so many tokens."""
-        w = self.window
-        starts = range(-self.before, length, w)
-        spans: list[Span] = []
-        for start in starts:
-            first, stop = max(0, start), min(start + w, length)
-            size, offset = stop - first, first - start
-            last = spans[-1] if spans else None
-            if size < 1:
-                continue
-            if last is not None and (last.size, last.offset) == (size, offset):
-                spans[-1] = Span(last.start, last.windows + 1, size, offset)
-            else:
-                spans.append(Span(first, 1, size, offset))
-        return spans
+        bounds = [
+            (max(0, start), min(start + self.window, length), max(0, -start))
+            for start in range(-self.before, length, self.window)
+        ]
+        return _joined(
+            Span(first, 1, stop - first, before) for first, stop, before in bounds if stop > first
+        )
+
+
+def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """As few spans as possible; none of consecutive ones is empty."""
+    joined: list[Span] = []
+    for span in spans:
+        last = joined[-1] if joined else None
+        if last is not None and (last.size, last.offset) == (span.size, span.offset):
+            joined[-1] = replace(last, windows=last.windows + span.windows)
+        else:
+            joined.append(span)
+    return tuple(joined)
+
+
+def _cut(spans: tuple[Span, ...], most: int) -> list[tuple[Span, ...]]:
+    """Consecutive spans in as few parts as have no more than ``most`` windows, of equal length."""
+    windows = [one for span in spans for one in span.cut(1)]
+    parts = -(-len(windows) // most)
+    bounds = [len(windows) * i // parts for i in range(parts + 1)]
+    return [_joined(windows[first:last]) for first, last in pairwise(bounds)]
 
 
 def window_plan(grid_hw: tuple[int, int], window: int, *, shifted: bool) -> WindowPlan:

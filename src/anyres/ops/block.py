@@ -1,0 +1,79 @@
+"""Which implementation of HRSAM's window blocks runs on a CPU.
+
+For float32 and bfloat16 without gradients, with numba installed (extra ``fast``), torch does the
+matrix products and kernels compiled at the first call the rest: ``block_cpu``. Otherwise torch
+does everything.
+
+``ANYRES_BLOCK=torch`` or ``numba`` in the environment forces one. A kernel that does not compile is
+an error: nothing changes over to the slow path unasked.
+"""
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from anyres.errors import InputError, MissingExtraError
+
+_LANES = 16
+
+
+def kernel_name() -> str:
+    """Which implementation runs on a CPU, and why; for ``anyres doctor``."""
+    forced = _forced()
+    why = f" (ANYRES_BLOCK={forced})" if forced else ""
+    if forced == "numba" or (not forced and _has_numba()):
+        return f"numba, compiled for this CPU, float32 and bfloat16{why}; torch elsewhere"
+    if not why:
+        why = " (numba is not installed: pip install 'anyres[fast]' for faster encoders on CPUs)"
+    return f"torch{why}"
+
+
+def _forced() -> str:
+    """The implementation that the environment asks for, or ""."""
+    asked = os.environ.get("ANYRES_BLOCK", "")
+    if asked not in ("", "auto", "numba", "torch"):
+        raise InputError(f"ANYRES_BLOCK is {asked!r}; set it to 'auto', 'numba' or 'torch'")
+    if asked == "numba" and not _has_numba():
+        raise MissingExtraError(
+            "ANYRES_BLOCK=numba, but numba is not installed; pip install 'anyres[fast]'"
+        )
+    return asked.removeprefix("auto")
+
+
+@lru_cache(maxsize=1)
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
+
+
+def runs_compiled(x_BhwC: Tensor, heads: int, window: int, hidden: int) -> bool:
+    """Whether the compiled kernels run, for tokens that ``threads.runs_in_parts``.
+
+    They want heads of a multiple of 32 channels, and multiples of 16 of an MLP's and of slots.
+
+    Args:
+        x_BhwC: the tokens.
+        heads: of the attention.
+        window: side in tokens.
+        hidden: channels inside the MLP.
+
+    Raises:
+        InputError: ``ANYRES_BLOCK`` is no implementation, or is ``numba`` and cannot run.
+        MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
+    """
+    forced = _forced()
+    if forced == "torch":
+        return False
+    depth = x_BhwC.shape[-1] // heads
+    sizes = depth % (2 * _LANES) == 0 and hidden % _LANES == 0 and window**2 % _LANES == 0
+    fits = sizes and x_BhwC.dtype in (torch.float32, torch.bfloat16)
+    if forced and not fits:
+        raise InputError(
+            "ANYRES_BLOCK=numba, which runs float32 and bfloat16, heads of a multiple of 32 "
+            "channels, windows whose side is a multiple of 4 and an MLP of a multiple of 16; "
+            f"here are {x_BhwC.dtype}, {depth} channels, side {window} and {hidden}; "
+            "unset ANYRES_BLOCK"
+        )
+    return fits and _has_numba()
