@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -227,6 +228,14 @@ def test_the_embedded_model_knows_its_training_pictures(name, shared_data):
     # Sets of one name, but other photos.
     assert leaks(open_dataset(shared_data / "train" / name), model.trained_on) == (name,)
     assert leaks(open_dataset(shared_data / "val" / name), model.trained_on) == ()
+
+
+def test_plots_of_a_name_that_the_font_lacks(run, data, tmp_path, weights):
+    shutil.copytree(data / "one", tmp_path / "空 ö")
+    arguments = ["evaluate", "--data", "空 ö", "--weights", weights]
+    code, _, err = run(*arguments, "--limit", 1, "--clicks", 1, "--json", "r.json", "--plots", "p")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("p").iterdir()) == ["best.png", "iou.png", "worst.png"]
 
 
 def test_a_damaged_picture_is_reported_or_stops(run, tmp_path, weights):

@@ -616,3 +616,10 @@ def test_the_format_is_found_by_the_ending(tmp_path):
         files.format_of(None, tmp_path / "a.jpg")
     with pytest.raises(InputError, match="'xml'"):
         files.format_of("xml", None)
+
+
+def test_yolo_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("0 .1 .1 .5 .1 .5 .5\r\n1 .1 .1 .5 .1 .5 .5\r\n".encode("utf-8-sig"))
+    found = read_yolo(path, image="a.jpg", size_hw=(40, 60), classes=["x", "y"])
+    assert [each.category for each in found.annotations] == ["x", "y"]

@@ -1,6 +1,7 @@
 """Pictures of a run for people: IoU against clicks, and the worst and the best cases."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def draw_curves(path: Path, report: Mapping[str, Any]) -> None:
         axis.set_visible(False)
     axes[0].legend(loc="lower right" if curves else "lower left", frameon=False, fontsize=8)
     drawing.suptitle(_title(report), fontsize=10)
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, warnings.catch_warnings():
+        # Letters that the font lacks, in names of data sets, are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         drawing.savefig(file, format="png")
 
 
