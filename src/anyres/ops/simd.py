@@ -5,7 +5,8 @@ instructions come out the same whatever an optimiser thinks of the loops around 
 them to what the processor has (one AVX-512 register, two of AVX2, four of SSE or NEON). numba's own
 vectoriser gives up on ``exp`` without Intel's SVML library.
 
-Arrays are flat float32, and indices count numbers. Nothing checks bounds.
+Arrays are flat, and indices count numbers. They hold float32 or, as uint16, bfloat16, which is the
+upper half of a float32: that is what a load makes of it. Nothing checks bounds.
 """
 
 import operator
@@ -23,11 +24,13 @@ from numba.extending import intrinsic, models, overload, register_model
 P = ParamSpec("P")
 T = TypeVar("T")
 Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
+Numbers: TypeAlias = Floats | np.ndarray[tuple[int], np.dtype[np.uint16]]
 
 LANES = 16
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 # Lets a product and a sum become one instruction, and nothing else: inf and nan stay what they are.
 _FUSE = ("contract",)
 
@@ -35,6 +38,10 @@ _FUSE = ("contract",)
 _EXP2 = (0.69314718, 0.24022648, 0.055503324, 0.009618437, 0.0013398875, 0.0001535336)
 _ROUND = 1.5 * 2.0**23  # added, it leaves the nearest integer in the low bits
 FADED = 64  # decays below 2**-64 are taken for 0
+
+_LOG2E = 1.4426950408889634
+# log(1 + z) = 2 atanh(s) = s (2 + s**2 p(s**2)) with s = z / (2 + z), 0 <= z <= 1, to 1e-9.
+_ATANH = (0.66666412, 0.40021697, 0.27999139, 0.28024465)
 
 
 def compiled(*sources: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -79,9 +86,20 @@ def _all(kind: Any, value: int) -> Any:
     return ir.Constant(kind, [value] * LANES)
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+def _pointer(
+    context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any = _VECTOR
+) -> Any:
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _is_half(kind: Any) -> bool:
+    return bool(kind.dtype == types.uint16)
+
+
+def _widened(builder: Any, halves: Any, integer: Any, number: Any) -> Any:
+    sixteen = ir.Constant(integer, 16 if integer == ir.IntType(32) else [16] * LANES)
+    return builder.bitcast(builder.shl(builder.zext(halves, integer), sixteen), number)
 
 
 def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -100,9 +118,27 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
-        return builder.load(_pointer(context, builder, array, args[0], index), align=4)
+        if not _is_half(array):
+            return builder.load(_pointer(context, builder, array, args[0], index), align=4)
+        at = _pointer(context, builder, array, args[0], index, _HALVES)
+        return _widened(builder, builder.load(at, align=2), _INTEGERS, _VECTOR)
 
     return _vector(array, index), build
+
+
+@intrinsic
+def number(typing: Any, array: Any, index: Any) -> Any:
+    """One number."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        data = context.make_array(array)(context, builder, args[0]).data
+        found = builder.load(builder.gep(data, [index]))
+        if _is_half(array):
+            found = _widened(builder, found, ir.IntType(32), ir.FloatType())
+        return found
+
+    return types.float32(array, index), build
 
 
 @intrinsic
@@ -172,6 +208,19 @@ def _operator_add(x: Any, y: Any) -> Any:
     return build if x is y is _vector else None
 
 
+def _decay(builder: Any, step: Any, rate: Any) -> Any:
+    shifted = _multiply_add(builder, step, rate, _constant(_ROUND))
+    whole = builder.fsub(shifted, _constant(_ROUND))
+    rest = _multiply_add(builder, step, rate, builder.fneg(whole))
+    power = _constant(_EXP2[-1])
+    for factor in (*_EXP2[-2::-1], 1.0):
+        power = _multiply_add(builder, power, rest, _constant(factor))
+    exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), _all(_INTEGERS, 23))
+    bits = builder.add(builder.bitcast(power, _INTEGERS), exponent)
+    gone = builder.fcmp_ordered("<", shifted, _constant(_ROUND - FADED))
+    return builder.select(gone, _constant(0.0), builder.bitcast(bits, _VECTOR))
+
+
 @intrinsic
 def decay(typing: Any, step: Any, rate: Any) -> Any:
     """2 ** (step * rate) for products <= 0, to about an ulp; 0 below 2**-64, for -inf too.
@@ -181,19 +230,29 @@ def decay(typing: Any, step: Any, rate: Any) -> Any:
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        step, rate = args
-        shifted = _multiply_add(builder, step, rate, _constant(_ROUND))
-        whole = builder.fsub(shifted, _constant(_ROUND))
-        rest = _multiply_add(builder, step, rate, builder.fneg(whole))
-        power = _constant(_EXP2[-1])
-        for factor in (*_EXP2[-2::-1], 1.0):
-            power = _multiply_add(builder, power, rest, _constant(factor))
-        exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), _all(_INTEGERS, 23))
-        bits = builder.add(builder.bitcast(power, _INTEGERS), exponent)
-        gone = builder.fcmp_ordered("<", shifted, _constant(_ROUND - FADED))
-        return builder.select(gone, _constant(0.0), builder.bitcast(bits, _VECTOR))
+        return _decay(builder, *args)
 
     return _vector(_vector, _vector), build
+
+
+@intrinsic
+def softplus(typing: Any, value: Any) -> Any:
+    """log(1 + exp(value)), to about an ulp of the larger of it and 2**-64; of any value."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (x,) = args
+        zero = _constant(0.0)
+        positive = builder.fcmp_ordered(">", x, zero)
+        down = builder.select(positive, builder.fneg(x), x)
+        small = _decay(builder, down, _constant(_LOG2E))
+        s = builder.fdiv(small, builder.fadd(small, _constant(2.0)))
+        square = builder.fmul(s, s)
+        series = _constant(_ATANH[-1])
+        for factor in (*_ATANH[-2::-1], 2.0):
+            series = _multiply_add(builder, series, square, _constant(factor))
+        return _multiply_add(builder, s, series, builder.select(positive, x, zero))
+
+    return _vector(_vector), build
 
 
 @intrinsic
