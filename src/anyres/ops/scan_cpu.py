@@ -27,19 +27,23 @@ _LOG2E = math.log2(math.e)
 
 
 def cycle_scan(*tensors: Tensor) -> Tensor:
-    """As ``anyres.ops.scan.cycle_scan``, on the CPU; their shapes are checked.
+    """As ``anyres.ops.scan.cycle_scan``, on the CPU, for what it computes in float32.
 
-    Where a gradient is wanted, float32 tensors without the bias of delta. Else u, delta, b and c
-    may be bfloat16, if all of them are.
+    Their shapes are checked. Without gradients, bfloat16 is read as it is.
     """
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     u, delta, a, b, c, *others = tensors
+    if learns or any(x.dtype != torch.bfloat16 for x in (u, delta, b, c)):
+        u, delta, b, c = (x.float() for x in (u, delta, b, c))
+    a, d, gamma, *bias = (x.float() for x in (a, *others))
     if fill := -a.shape[1] % STEP:
         a, b, c = (F.pad(x, (0, fill)) for x in (a, b, c))
-    tensors = (u, delta, a, b, c, *others)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        y: Tensor = _CycleScan.apply(*tensors)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(*tensors, keep=False)[0]
+    if not learns:
+        return _forward(u, delta, a, b, c, d, gamma, *bias, keep=False)[0]
+    if bias:
+        delta = F.softplus(delta + bias[0])
+    y: Tensor = _CycleScan.apply(u, delta, a, b, c, d, gamma)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _CycleScan(torch.autograd.Function):

@@ -19,9 +19,13 @@ from anyres.ops.simd import (
     Numbers,
     compiled,
     decay,
+    is_slight,
+    larger,
     load,
+    multiply_add,
     nonzero,
     number,
+    slight_decay,
     softplus,
     splat,
     spread,
@@ -208,16 +212,17 @@ def forward(
         _fetch_weights(task, k, sources.b, strides.b, work, 0)
         _fetch_weights(task, k, sources.c, strides.c, work, 1)
         fetch(task, k, sources.u, strides.u, work, X, ROW)
-        here = splat(ZERO)
+        here = most = splat(ZERO)
         rows = min(CHUNK, task.length - k * CHUNK)
         for row in range(0, rows * ROW, ROW):
-            u = load(work, row + X)
-            here = here + load(work, row + DELTA)
-            store(work, row + X, load(work, row + DELTA) * u)
+            u, delta = load(work, row + X), load(work, row + DELTA)
+            here = here + delta
+            most = larger(delta, most)
+            store(work, row + X, delta * u)
             store(work, row + Y, direct * u)
         passed = passed + here
         for n in range(0, states, STEP):
-            _scan_chunk(task, rows, n, sources, work)
+            _scan_chunk(task, rows, n, sources, work, most)
         for row in range(0, rows * ROW, ROW):
             store(work, row + Y, total * load(work, row + Y))
         put(task, k, work, Y, ROW, y)
@@ -238,31 +243,50 @@ def _keep(task: Task, k: int, kept: Kept, work: Floats, passed: Any) -> None:
 
 
 @_compiled
-def _scan_chunk(task: Task, rows: int, n: int, sources: Sources, work: Floats) -> None:
+def _scan_chunk(task: Task, rows: int, n: int, sources: Sources, work: Floats, most: Any) -> None:
     """Advance states n to n + 3 through a chunk and add their part of the outputs."""
-    at = (task.block * task.states + n) * LANES
-    rate0, rate1 = load(sources.rates, at), load(sources.rates, at + LANES)
-    rate2, rate3 = load(sources.rates, at + 2 * LANES), load(sources.rates, at + 3 * LANES)
+    rate = (task.block * task.states + n) * LANES
+    r0, r1 = load(sources.rates, rate), load(sources.rates, rate + LANES)
+    r2, r3 = load(sources.rates, rate + 2 * LANES), load(sources.rates, rate + 3 * LANES)
     at = _STATES + n * LANES
-    h0, h1 = load(work, at), load(work, at + LANES)
-    h2, h3 = load(work, at + 2 * LANES), load(work, at + 3 * LANES)
+    h = (
+        load(work, at),
+        load(work, at + LANES),
+        load(work, at + 2 * LANES),
+        load(work, at + 3 * LANES),
+    )
     width = _width(task)
     b = _STATES + task.states * LANES + n
-    for row in range(0, rows * ROW, ROW):
-        delta, x, y = load(work, row + DELTA), load(work, row + X), load(work, row + Y)
-        c = b + width
-        h0 = decay(delta, rate0) * h0 + x * spread(work, b)
-        h1 = decay(delta, rate1) * h1 + x * spread(work, b + 1)
-        h2 = decay(delta, rate2) * h2 + x * spread(work, b + 2)
-        h3 = decay(delta, rate3) * h3 + x * spread(work, b + 3)
-        y = spread(work, c) * h0 + (spread(work, c + 1) * h1 + y)
-        y = spread(work, c + 2) * h2 + (spread(work, c + 3) * h3 + y)
-        store(work, row + Y, y)
-        b = c + width
-    store(work, at, h0)
-    store(work, at + LANES, h1)
-    store(work, at + 2 * LANES, h2)
-    store(work, at + 3 * LANES, h3)
+    few = is_slight(most, r0) and is_slight(most, r1)
+    if few and is_slight(most, r2) and is_slight(most, r3):
+        for t in range(rows):
+            d = load(work, t * ROW + DELTA)
+            e = slight_decay(d, r0), slight_decay(d, r1), slight_decay(d, r2), slight_decay(d, r3)
+            h = _advance(work, t, b + t * 2 * width, width, e, h)
+    else:
+        for t in range(rows):
+            d = load(work, t * ROW + DELTA)
+            e = decay(d, r0), decay(d, r1), decay(d, r2), decay(d, r3)
+            h = _advance(work, t, b + t * 2 * width, width, e, h)
+    store(work, at, h[0])
+    store(work, at + LANES, h[1])
+    store(work, at + 2 * LANES, h[2])
+    store(work, at + 3 * LANES, h[3])
+
+
+@_compiled
+def _advance(work: Floats, t: int, b: int, width: int, e: Any, h: Any) -> Any:
+    """Four states after token t, from those before it and their decays; adds to its outputs."""
+    x, y, c = load(work, t * ROW + X), load(work, t * ROW + Y), b + width
+    h0 = multiply_add(e[0], h[0], x * spread(work, b))
+    h1 = multiply_add(e[1], h[1], x * spread(work, b + 1))
+    h2 = multiply_add(e[2], h[2], x * spread(work, b + 2))
+    h3 = multiply_add(e[3], h[3], x * spread(work, b + 3))
+    y = multiply_add(spread(work, c), h0, y)
+    y = multiply_add(spread(work, c + 1), h1, y)
+    y = multiply_add(spread(work, c + 2), h2, y)
+    store(work, t * ROW + Y, multiply_add(spread(work, c + 3), h3, y))
+    return h0, h1, h2, h3
 
 
 @_compiled
