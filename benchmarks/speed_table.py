@@ -43,10 +43,8 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 def main() -> None:
     """Print the cells and the figures."""
     report = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    heads = (
-        "model, dtype, size, encoder ms, range, × GEMM, scan %, set_image ms, click ms, SPC ms, "
-    )
-    heads += "peak MB"
+    heads = "model, dtype, size, encoder ms, range, × GEMM, scan %, set_image ms, click ms, "
+    heads += "SPC ms, peak MB"
     print(table(heads.split(", "), [cell_row(cell) for cell in report["cells"]]))
     print()
     rows = [

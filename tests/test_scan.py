@@ -412,3 +412,25 @@ def test_without_numba_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_torch_scan", lambda *x: calls.append(1) or original(*x))
     scan.cycle_scan(*(x.float() for x in make(1, 4, 2, 2, 1)))
     assert calls == [1]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_from_a_bias(
+    implementation: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYRES_SCAN", implementation)
+    tensors = [x.float() for x in make(2, 70, 18, 5, 3)]
+    raw = torch.linspace(-30, 30, tensors[1].numel()).view_as(tensors[1])
+    bias = torch.linspace(-2, 2, 18)
+    for i, x in ((0, tensors[0]), (1, raw), (3, tensors[3]), (4, tensors[4])):
+        tensors[i] = x.to(dtype)
+    exact = [x.double() for x in tensors]
+    exact[1] = torch.nn.functional.softplus(exact[1] + bias.double())
+    wanted = plain_scan(*exact)
+    assert far(scan.cycle_scan(*tensors, bias), wanted) < 1e-5
+    leaf = bias.clone().requires_grad_()
+    y = scan.cycle_scan(*tensors, leaf)
+    assert far(y.detach(), wanted) < 1e-5
+    (gradient,) = torch.autograd.grad(y.sum(), [leaf])
+    assert bool(gradient.abs().sum() > 0)

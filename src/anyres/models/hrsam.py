@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
 from anyres.models.hrsam_blocks import Block, CycleScan
-from anyres.models.layers import PatchEmbed, check_pixels, resize_table
+from anyres.models.layers import FitCache, PatchEmbed, check_pixels, resize_table
 from anyres.models.stem import ConvStem
 from anyres.ops.rope import frequencies, window_table
 from anyres.ops.windows import WindowPlan, window_plan
@@ -58,6 +58,7 @@ class HRSAMEncoder(nn.Module):
         self.pos_embed = (
             nn.Parameter(torch.randn(1, config.table**2 + 1, dim) * 0.02) if config.table else None
         )
+        self._fits = (FitCache(), FitCache())  # the picture's, the anchor's
         self.rope = _Frequencies(dim // config.heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         outs = config.out_blocks
@@ -162,8 +163,14 @@ class HRSAMEncoder(nn.Module):
         side = self.config.table
         table = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
         grid_hw = (tokens_BhwC.shape[1], tokens_BhwC.shape[2])
-        fitted = resize_table(table, grid_hw, "bilinear", self.config.positions == "stretch")
-        return tokens_BhwC + fitted.permute(0, 2, 3, 1)
+        stretch = self.config.positions == "stretch"
+
+        def fit(table_1CHW: Tensor) -> Tensor:
+            fitted = resize_table(table_1CHW, grid_hw, "bilinear", stretch)
+            return fitted.permute(0, 2, 3, 1).contiguous()
+
+        cache = self._fits[max(grid_hw) * self.config.patch == self.config.anchor]
+        return tokens_BhwC + cache(table, grid_hw, fit)
 
 
 def _scan(config: HRSAMConfig) -> CycleScan:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
 from anyres.ops import block
+from anyres.ops.precision import wide
 from anyres.ops.rope import split_pairs, turn_table
 from anyres.ops.scan import cycle_scan
 from anyres.ops.threads import runs_in_parts, share
@@ -181,46 +182,41 @@ class CycleScan(nn.Module):
         """Shape kept; L in raster order."""
         if runs_in_parts(x_BLC):
             return self._in_parts(x_BLC)
-        u, gate, delta, b, c = self._before(x_BLC)
-        return self._after(x_BLC, self._scan(u, delta, b, c), gate)
+        inputs, weights = self._before(x_BLC)
+        return self._after(x_BLC, self._scan(inputs, weights), inputs)
 
-    def _before(self, x_BLC: Tensor) -> tuple[Tensor, ...]:
-        """What is scanned: input, gate, steps, input weights and output weights."""
-        u, gate = self.in_proj(self.in_norm(x_BLC)).chunk(2, dim=-1)
-        delta, b, c = self.ssm_proj(u).split(self.sizes, dim=-1)
-        wide = torch.promote_types(delta.dtype, torch.float32)
-        delta = F.softplus(delta.to(wide) + self.ssm_proj_bias.to(wide))
-        return u, gate, delta, b, c
+    def _before(self, x_BLC: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and gate side by side; steps (not yet positive), input and output weights too."""
+        inputs: Tensor = self.in_proj(self.in_norm(x_BLC))
+        return inputs, self.ssm_proj(inputs[..., : self.sizes[0]])
 
-    def _scan(self, u_BLC: Tensor, delta_BLC: Tensor, b_BLN: Tensor, c_BLN: Tensor) -> Tensor:
-        a = -torch.exp(self.As_log.to(delta_BLC.dtype))
-        return cycle_scan(u_BLC, delta_BLC, a, b_BLN, c_BLN, self.Ds, self.gamma[..., 0])
+    def _scan(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        delta, b, c = weights.split(self.sizes, dim=-1)
+        a = -torch.exp(wide(self.As_log))
+        u, gamma = inputs[..., : self.sizes[0]], self.gamma[..., 0]
+        return cycle_scan(u, delta, a, b, c, self.Ds, gamma, self.ssm_proj_bias)
 
-    def _after(self, x_BLC: Tensor, y_BLC: Tensor, gate_BLC: Tensor) -> Tensor:
+    def _after(self, x_BLC: Tensor, y_BLC: Tensor, inputs: Tensor) -> Tensor:
+        gate = inputs[..., self.sizes[0] :]
         y = self.out_norm(y_BLC.to(x_BLC.dtype))
-        out: Tensor = x_BLC + self.out_proj(gate_BLC * y)
+        out: Tensor = x_BLC + self.out_proj(gate * y)
         return out
 
     def _in_parts(self, x_BLC: Tensor) -> Tensor:
         batch, length, dim = x_BLC.shape
         parts = [slice(i, i + PART) for i in range(0, length, PART)]
-        wide = torch.promote_types(x_BLC.dtype, torch.float32)
-        state = self.sizes[1]
-        u, delta, b, c = (
-            x_BLC.new_empty(batch, length, size, dtype=wide) for size in (dim, dim, state, state)
-        )
-        gate = x_BLC.new_empty(batch, length, dim)
+        inputs = x_BLC.new_empty(batch, length, 2 * dim)
+        weights = x_BLC.new_empty(batch, length, sum(self.sizes))
 
         def before(part: slice) -> None:
-            made = self._before(x_BLC[:, part])
-            for whole, piece in zip((u, gate, delta, b, c), made, strict=True):
-                whole[:, part] = piece
+            inputs[:, part], weights[:, part] = self._before(x_BLC[:, part])
 
         share(before, parts)
-        y = self._scan(u, delta, b, c)
+        y = self._scan(inputs, weights)
+        out = torch.empty_like(x_BLC, memory_format=torch.contiguous_format)
 
         def after(part: slice) -> None:
-            gate[:, part] = self._after(x_BLC[:, part], y[:, part], gate[:, part])
+            out[:, part] = self._after(x_BLC[:, part], y[:, part], inputs[:, part])
 
         share(after, parts)
-        return gate
+        return out

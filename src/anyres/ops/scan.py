@@ -73,6 +73,7 @@ def cycle_scan(
     c_BLN: Tensor,
     d_C: Tensor,
     gamma_CR: Tensor,
+    bias_C: Tensor | None = None,
 ) -> Tensor:
     """Scan the sequence repeated R times and sum the answers.
 
@@ -81,12 +82,13 @@ def cycle_scan(
 
     Args:
         u_BLC: input.
-        delta_BLC: step sizes, not negative (after softplus).
+        delta_BLC: step sizes, not negative; any numbers if there is a bias.
         a_CN: decay rates, not positive.
         b_BLN: input weights.
         c_BLN: output weights.
         d_C: weight of the direct path; it counts once a repetition, like the rest.
         gamma_CR: weight of each repetition's answer.
+        bias_C: where given, the steps are softplus(delta + bias).
 
     Returns:
         (B, L, C), float32 or float64.
@@ -96,19 +98,30 @@ def cycle_scan(
             implementation, or is ``numba`` and the tensors are not float32 on a CPU.
         MissingExtraError: ``ANYRES_SCAN`` is ``numba``, which is not installed.
     """
-    tensors = (u_BLC, delta_BLC, a_CN, b_BLN, c_BLN, d_C, gamma_CR)
+    tensors: tuple[Tensor, ...] = (u_BLC, delta_BLC, a_CN, b_BLN, c_BLN, d_C, gamma_CR)
+    if bias_C is not None:
+        tensors = (*tensors, bias_C)
     _check_shapes(*tensors)
-    wide = torch.promote_types(u_BLC.dtype, torch.float32)
-    wide_tensors = tuple(x.to(wide) for x in tensors)
-    if _runs_compiled(wide_tensors):
+    exact = torch.promote_types(u_BLC.dtype, torch.float32)
+    if _runs_compiled(tensors, exact):
         from anyres.ops import scan_cpu
 
-        return scan_cpu.cycle_scan(*wide_tensors)
-    return _torch_scan(*wide_tensors)
+        return scan_cpu.cycle_scan(*tensors)
+    u, delta, *others = (x.to(exact) for x in tensors)
+    if bias_C is not None:
+        delta = F.softplus(delta + others.pop())
+    return _torch_scan(u, delta, *others)
 
 
 def _check_shapes(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, gamma: Tensor
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    gamma: Tensor,
+    bias: Tensor | None = None,
 ) -> None:
     """The compiled kernels trust shapes: a wrong one would read foreign memory."""
     batch, length, channels = u.shape
@@ -121,6 +134,8 @@ def _check_shapes(
         "d": (d, (channels,)),
         "gamma": (gamma, (channels, cycles)),
     }
+    if bias is not None:
+        wanted["bias"] = (bias, (channels,))
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
             raise InputError(
@@ -134,17 +149,17 @@ def _check_shapes(
         )
 
 
-def _runs_compiled(tensors: tuple[Tensor, ...]) -> bool:
+def _runs_compiled(tensors: tuple[Tensor, ...], exact: torch.dtype) -> bool:
     """Whether the compiled kernels run."""
     forced = _forced()
     if forced == "torch":
         return False
-    fits = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+    fits = exact == torch.float32 and all(x.device.type == "cpu" for x in tensors)
     fits = fits and not in_graph()  # they cannot become part of one
     if forced and not fits:
         raise InputError(
             f"ANYRES_SCAN=numba, which runs float32 on a CPU outside of torch.compile and export; "
-            f"the tensors are {tensors[0].dtype} on {tensors[0].device}; unset ANYRES_SCAN"
+            f"the tensors are {exact} on {tensors[0].device}; unset ANYRES_SCAN"
         )
     return fits and _has_numba()
 

@@ -17,18 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anyres.ops.scan_numba import CHUNK, Inputs, Kept, Task, forward, work_size
-from anyres.ops.scan_numba_backward import Gradients, backward
+from anyres.ops.scan_numba import CHUNK, STEP, Kept, Sources, Strides, Task, forward, work_size
+from anyres.ops.scan_numba_backward import Gradients, Inputs, backward
+from anyres.ops.scan_numba_backward import work_size as back_work_size
 from anyres.ops.simd import LANES
 from anyres.ops.threads import share
 
+_LOG2E = math.log2(math.e)
+
 
 def cycle_scan(*tensors: Tensor) -> Tensor:
-    """As ``anyres.ops.scan.cycle_scan``; float32 tensors on the CPU, their shapes checked."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        y: Tensor = _CycleScan.apply(*tensors)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(_prepare(*tensors), keep=False)[0]
+    """As ``anyres.ops.scan.cycle_scan``, on the CPU, for what it computes in float32.
+
+    Their shapes are checked. Without gradients, bfloat16 is read as it is.
+    """
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    u, delta, a, b, c, *others = tensors
+    if learns or any(x.dtype != torch.bfloat16 for x in (u, delta, b, c)):
+        u, delta, b, c = (x.float() for x in (u, delta, b, c))
+    a, d, gamma, *bias = (x.float() for x in (a, *others))
+    if fill := -a.shape[1] % STEP:
+        a, b, c = (F.pad(x, (0, fill)) for x in (a, b, c))
+    if not learns:
+        return _forward(u, delta, a, b, c, d, gamma, *bias, keep=False)[0]
+    if bias:
+        delta = F.softplus(delta + bias[0])
+    y: Tensor = _CycleScan.apply(u, delta, a, b, c, d, gamma)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _CycleScan(torch.autograd.Function):
@@ -36,63 +51,80 @@ class _CycleScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        prepared = _prepare(*tensors)
-        y, states, sums = _forward(prepared, keep=True)
-        ctx.save_for_backward(*prepared, states, sums)
+        y, states, sums = _forward(*tensors, keep=True)
+        ctx.save_for_backward(*tensors, states, sums)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        *prepared, states, sums = ctx.saved_tensors
-        return _backward(dy.contiguous(), prepared, Kept(_flat(states), _flat(sums)))
+        *tensors, states, sums = ctx.saved_tensors
+        return _backward(dy.contiguous(), tensors, Kept(_flat(states), _flat(sums)))
 
 
-def _prepare(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, gamma: Tensor
-) -> list[Tensor]:
-    """The tensors as ``scan_numba.Inputs`` wants them."""
-    fill = -u.shape[1] % CHUNK
-    return [
-        u.contiguous(),
-        delta.contiguous(),
-        _to_blocks(a * math.log2(math.e)),
-        *(F.pad(x.transpose(1, 2), (0, fill)).contiguous() for x in (b, c)),
-        _to_blocks(d[:, None]),
-        _to_blocks(gamma),
-    ]
-
-
-def _forward(prepared: list[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    gamma: Tensor,
+    *bias: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, and what is kept for the backward pass."""
-    tasks = _tasks(prepared)
+    tasks = _tasks(u, a, gamma)
     places = len(tasks) * (tasks[0].chunks + 1) if keep else 0
-    y = torch.empty_like(prepared[0])
+    y = torch.empty(u.shape)
     states = torch.empty(places * tasks[0].states * LANES)
     sums = torch.empty(places * LANES)
-    inputs, kept, out = Inputs(*map(_flat, prepared)), Kept(_flat(states), _flat(sums)), _flat(y)
+    u, delta, b, c = (_evenly_spaced(x) for x in (u, delta, b, c))
+    rates, direct, weights = _to_blocks(a * _LOG2E), _to_blocks(d[:, None]), _to_blocks(gamma)
+    added = _to_blocks(bias[0][:, None]) if bias else torch.empty(0)
+    sources = Sources(*(_flat(x) for x in (u, delta, rates, b, c, direct, weights, added)))
+    strides = Strides(*(x.stride(1) for x in (u, delta, b, c)))
+    kept, out = Kept(_flat(states), _flat(sums)), _flat(y)
 
-    share(lambda task: forward(task, inputs, out, kept, keep, _work_of(task)), tasks)
+    def run(task: Task) -> None:
+        forward(task, sources, strides, out, kept, keep, _memory(work_size(task.states)))
+
+    share(run, tasks)
     return y, states, sums
 
 
-def _backward(dy: Tensor, prepared: list[Tensor], kept: Kept) -> tuple[Tensor, ...]:
+def _backward(dy: Tensor, tensors: list[Tensor], kept: Kept) -> tuple[Tensor, ...]:
     """Gradients for u, delta, A, B, C, D and gamma."""
-    tasks = _tasks(prepared)
-    u, _, rates, b, _, direct, gamma = prepared
+    u, delta, a, b, c, d, gamma = tensors
     batch, length, channels = u.shape
+    tasks = _tasks(u, a, gamma)
+    fill = -length % CHUNK
+    b, c = (F.pad(x.transpose(1, 2), (0, fill)).contiguous() for x in (b, c))
+    rates, direct, weights = _to_blocks(a * _LOG2E), _to_blocks(d[:, None]), _to_blocks(gamma)
+    scanned = (u.contiguous(), delta.contiguous(), rates, b, c, direct, weights)
     of_tokens = (len(rates), *b.shape[1:])
-    shapes = (rates.shape, of_tokens, of_tokens, direct.shape, gamma.shape)
+    shapes = (rates.shape, of_tokens, of_tokens, direct.shape, weights.shape)
     shared = [u.new_empty(batch, *shape) for shape in shapes]
-    parts = [torch.empty_like(u), torch.empty_like(u), *shared]
-    of_y, inputs, out = _flat(dy), Inputs(*map(_flat, prepared)), Gradients(*map(_flat, parts))
+    parts = [u.new_empty(u.shape), u.new_empty(u.shape), *shared]
+    of_y, inputs, out = _flat(dy), Inputs(*map(_flat, scanned)), Gradients(*map(_flat, parts))
 
-    share(lambda task: backward(task, of_y, inputs, kept, out, _work_of(task)), tasks)
+    def run(task: Task) -> None:
+        memory = _memory(back_work_size(task.states, task.cycles))
+        backward(task, of_y, inputs, kept, out, memory)
+
+    share(run, tasks)
     for_b, for_c = (_sum(x, 1)[..., :length].transpose(1, 2) for x in shared[1:3])
     for_a, for_direct, for_gamma = (
         _sum(x, 0).transpose(1, 2).flatten(0, 1)[:channels] for x in (shared[0], *shared[3:])
     )
     return *parts[:2], for_a, for_b, for_c, for_direct[:, 0], for_gamma
+
+
+def _evenly_spaced(x_BLX: Tensor) -> Tensor:
+    """Itself if its tokens, the samples' one after the other, lie equally far apart in memory."""
+    token = x_BLX.stride(1)
+    even = x_BLX.stride(2) == 1 and (len(x_BLX) == 1 or x_BLX.stride(0) == x_BLX.shape[1] * token)
+    return x_BLX if even else x_BLX.contiguous()
 
 
 def _to_blocks(x_CX: Tensor) -> Tensor:
@@ -103,7 +135,10 @@ def _to_blocks(x_CX: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Any:
-    return x.detach().view(-1).numpy()
+    """The memory from its first number to its last; bfloat16 as uint16."""
+    size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    row = x.detach().as_strided((size if x.numel() else 0,), (1,))
+    return (row.view(torch.uint16) if x.dtype == torch.bfloat16 else row).numpy()
 
 
 def _sum(x: Tensor, dim: int) -> Tensor:
@@ -115,25 +150,18 @@ def _sum(x: Tensor, dim: int) -> Tensor:
     return total
 
 
-def _tasks(prepared: list[Tensor]) -> list[Task]:
-    u, _, rates, b, _, _, gamma = prepared
+def _tasks(u: Tensor, a: Tensor, gamma: Tensor) -> list[Task]:
     batch, length, channels = u.shape
-    blocks, states = rates.shape[:2]
-    sizes = (length, channels, states, gamma.shape[1], b.shape[2])
+    chunks = -(-length // CHUNK)
+    sizes = (chunks, length, channels, a.shape[1], gamma.shape[1], chunks * CHUNK)
+    blocks = -(-channels // LANES)
     return [
-        Task(
-            sample * blocks + block,
-            sample,
-            block,
-            min(LANES, channels - block * LANES),
-            b.shape[2] // CHUNK,
-            *sizes,
-        )
+        Task(sample * blocks + block, sample, block, min(LANES, channels - block * LANES), *sizes)
         for sample in range(batch)
         for block in range(blocks)
     ]
 
 
-def _work_of(task: Task) -> Any:
+def _memory(size: int) -> Any:
     # torch begins at a cache line, numpy need not.
-    return torch.empty(work_size(task.states, task.cycles)).numpy()
+    return torch.empty(size).numpy()

@@ -6,7 +6,7 @@ answer and the end state g. The rest is what the starts of the repetitions add: 
 weighted sum, q_t = exp(A (delta_1 + .. + delta_t)) w. It dies out along the sequence and is left
 off where it has. So y_t = G (C_t h_t + D u_t) + C_t q_t with G = sum_r gamma_r.
 
-All arrays are flat float32. Importing this module imports numba; compiling waits for a call.
+All arrays are flat. Importing this module imports numba; compiling waits for a call.
 """
 
 from typing import Any, NamedTuple
@@ -16,26 +16,32 @@ import numpy as np
 from anyres.ops.simd import (
     LANES,
     Floats,
+    Numbers,
     compiled,
     decay,
+    is_slight,
+    larger,
     load,
+    multiply_add,
     nonzero,
+    number,
+    slight_decay,
+    softplus,
     splat,
     spread,
     store,
 )
 
 CHUNK = 64  # tokens between states that are kept; a multiple of LANES
+STEP = 4  # states that advance together: their sums wait for each other, those of others do not
 ZERO = np.float32(0)
 
-# Working memory of a task: planes of rows, a row of 16 lanes for each token of a chunk and one
-# more; then a row for each state, for several purposes. Planes are no power of 2 apart: their rows
-# would compete for the same lines of the cache.
-_PLANE = LANES * (CHUNK + 1)
-U, DELTA, X, Y, DY = (_PLANE * i for i in range(5))
-DX, DDELTA, DECAY, H, WHOLE, FOR_B, FOR_C = (_PLANE * i for i in range(5, 12))
-STATES = _PLANE * 12
-_STATE_ROWS = 6
+# Working memory of a task: for each token of a chunk a row of its steps, inputs and outputs; for
+# each state a row; for each token its input and output weights, one behind the other. (Planes a
+# little over 4 KB apart would be slower: a load waits for a store before it whose address has the
+# same lowest 12 bits.)
+DELTA, X, Y, ROW = (LANES * i for i in range(4))
+_STATES = ROW * CHUNK
 
 
 class Task(NamedTuple):
@@ -48,21 +54,31 @@ class Task(NamedTuple):
     chunks: int
     length: int
     channels: int
-    states: int
+    states: int  # a multiple of STEP
     cycles: int
     padded: int  # the length, filled up to whole chunks
 
 
-class Inputs(NamedTuple):
-    """What is scanned. J blocks of 16 channels, filled up with zeros; P tokens, filled up."""
+class Strides(NamedTuple):
+    """How many numbers the tokens of each input lie apart."""
 
-    u: Floats  # (B, L, C)
-    delta: Floats  # (B, L, C)
+    u: int
+    delta: int
+    b: int
+    c: int
+
+
+class Sources(NamedTuple):
+    """What is scanned. J blocks of 16 channels, filled up with zeros."""
+
+    u: Numbers  # (B, L, C)
+    delta: Numbers  # (B, L, C)
     rates: Floats  # (J, N, 16), A / ln 2
-    b: Floats  # (B, N, P)
-    c: Floats  # (B, N, P)
+    b: Numbers  # (B, L, N)
+    c: Numbers  # (B, L, N)
     direct: Floats  # (J, 16)
     gamma: Floats  # (J, R, 16)
+    bias: Floats  # (J, 16): steps are softplus(delta + bias); or empty: they are delta
 
 
 class Kept(NamedTuple):
@@ -72,42 +88,41 @@ class Kept(NamedTuple):
     sums: Floats  # (B, J, K + 1, 16)
 
 
-def work_size(states: int, cycles: int) -> int:
+def work_size(states: int) -> int:
     """How many float32 of working memory a task needs."""
-    return STATES + LANES * (_STATE_ROWS * states + cycles + 1)
+    return _STATES + LANES * states + 2 * CHUNK * -(-states // LANES) * LANES
 
 
 _compiled = compiled(__file__)
 
 
 @_compiled
-def fetch(task: Task, k: int, source: Floats, work: Floats, plane: int) -> None:
-    """Copy chunk k of (B, L, C); rows after the last token, lanes after the last channel: 0."""
-    here = min(CHUNK, task.length - k * CHUNK)
-    at = (task.sample * task.length + k * CHUNK) * task.channels + task.block * LANES
-    for t in range(CHUNK):
-        row = plane + t * LANES
-        if t < here and task.width == LANES:
-            store(work, row, load(source, at + t * task.channels))
+def fetch(
+    task: Task, k: int, source: Numbers, stride: int, work: Floats, plane: int, row: int
+) -> None:
+    """Copy chunk k of (B, L, C) to rows; lanes after the last channel: 0."""
+    at = (task.sample * task.length + k * CHUNK) * stride + task.block * LANES
+    for t in range(min(CHUNK, task.length - k * CHUNK)):
+        to = plane + t * row
+        if task.width == LANES:
+            store(work, to, load(source, at + t * stride))
         else:
-            store(work, row, splat(ZERO))
-            if t < here:
-                for lane in range(task.width):
-                    work[row + lane] = source[at + t * task.channels + lane]
+            store(work, to, splat(ZERO))
+            for lane in range(task.width):
+                work[to + lane] = number(source, at + t * stride + lane)
 
 
 @_compiled
-def put(task: Task, k: int, work: Floats, plane: int, target: Floats) -> None:
+def put(task: Task, k: int, work: Floats, plane: int, row: int, target: Floats) -> None:
     """Copy chunk k back to (B, L, C)."""
-    here = min(CHUNK, task.length - k * CHUNK)
     at = (task.sample * task.length + k * CHUNK) * task.channels + task.block * LANES
-    for t in range(here):
-        row = plane + t * LANES
+    for t in range(min(CHUNK, task.length - k * CHUNK)):
+        place = plane + t * row
         if task.width == LANES:
-            store(target, at + t * task.channels, load(work, row))
+            store(target, at + t * task.channels, load(work, place))
         else:
             for lane in range(task.width):
-                target[at + t * task.channels + lane] = work[row + lane]
+                target[at + t * task.channels + lane] = work[place + lane]
 
 
 @_compiled
@@ -120,13 +135,13 @@ def total_weight(task: Task, gamma: Floats) -> Any:
 
 
 @_compiled
-def to_sums(work: Floats, before: Any) -> Any:
+def to_sums(task: Task, k: int, work: Floats, plane: int, row: int, before: Any) -> Any:
     """Turn the chunk's steps into running sums that begin with ``before``; returns the last."""
     passed = splat(ZERO)
-    for t in range(0, CHUNK * LANES, LANES):
+    for t in range(min(CHUNK, task.length - k * CHUNK)):
         # Chunk by chunk: in a plain sum, 65,536 steps would cost two digits.
-        passed = passed + load(work, DELTA + t)
-        store(work, DELTA + t, before + passed)
+        passed = passed + load(work, plane + t * row)
+        store(work, plane + t * row, before + passed)
     return before + passed
 
 
@@ -140,95 +155,177 @@ def lasts(task: Task, rates: Floats, passed: Any) -> bool:
 
 
 @_compiled
-def forward(task: Task, inputs: Inputs, y: Floats, kept: Kept, keep: bool, work: Floats) -> None:
+def _width(task: Task) -> int:
+    """Numbers a row of weights takes."""
+    return (task.states + LANES - 1) // LANES * LANES
+
+
+@_compiled
+def _fetch_steps(task: Task, k: int, sources: Sources, strides: Strides, work: Floats) -> None:
+    fetch(task, k, sources.delta, strides.delta, work, DELTA, ROW)
+    if sources.bias.size:
+        bias = load(sources.bias, task.block * LANES)
+        for t in range(min(CHUNK, task.length - k * CHUNK)):
+            store(work, t * ROW + DELTA, softplus(load(work, t * ROW + DELTA) + bias))
+
+
+@_compiled
+def _fetch_weights(
+    task: Task, k: int, source: Numbers, stride: int, work: Floats, second: int
+) -> None:
+    """Copy a chunk's input weights, or those of outputs to the second half of the rows."""
+    width = _width(task)
+    at = (task.sample * task.length + k * CHUNK) * stride
+    to = _STATES + task.states * LANES + second * width
+    for _t in range(min(CHUNK, task.length - k * CHUNK)):
+        for n in range(0, task.states, LANES):
+            if at + n + LANES <= source.size:
+                store(work, to + n, load(source, at + n))
+            else:
+                for i in range(n, task.states):
+                    work[to + i] = number(source, at + i)
+        at += stride
+        to += 2 * width
+
+
+@_compiled
+def forward(
+    task: Task,
+    sources: Sources,
+    strides: Strides,
+    y: Floats,
+    kept: Kept,
+    keep: bool,
+    work: Floats,
+) -> None:
     """Outputs y (B, L, C) of one task; ``kept`` is filled if ``keep``, else it may be empty."""
     states = task.states
-    total = total_weight(task, inputs.gamma)
-    direct = load(inputs.direct, task.block * LANES)
+    total = total_weight(task, sources.gamma)
+    direct = load(sources.direct, task.block * LANES)
     passed = splat(ZERO)
     for n in range(states):
-        store(work, STATES + n * LANES, splat(ZERO))
+        store(work, _STATES + n * LANES, splat(ZERO))
     for k in range(task.chunks):
         if keep:
             _keep(task, k, kept, work, passed)
-        fetch(task, k, inputs.u, work, U)
-        fetch(task, k, inputs.delta, work, DELTA)
-        here = splat(ZERO)
-        for t in range(0, CHUNK * LANES, LANES):
-            here = here + load(work, DELTA + t)
-            store(work, X + t, load(work, DELTA + t) * load(work, U + t))
-            store(work, Y + t, direct * load(work, U + t))
+        _fetch_steps(task, k, sources, strides, work)
+        _fetch_weights(task, k, sources.b, strides.b, work, 0)
+        _fetch_weights(task, k, sources.c, strides.c, work, 1)
+        fetch(task, k, sources.u, strides.u, work, X, ROW)
+        here = most = splat(ZERO)
+        rows = min(CHUNK, task.length - k * CHUNK)
+        for row in range(0, rows * ROW, ROW):
+            u, delta = load(work, row + X), load(work, row + DELTA)
+            here = here + delta
+            most = larger(delta, most)
+            store(work, row + X, delta * u)
+            store(work, row + Y, direct * u)
         passed = passed + here
-        for n in range(states):
-            _scan_chunk(task, k, n, inputs, work)
-        for t in range(0, CHUNK * LANES, LANES):
-            store(work, Y + t, total * load(work, Y + t))
-        put(task, k, work, Y, y)
+        for n in range(0, states, STEP):
+            _scan_chunk(task, rows, n, sources, work, most)
+        for row in range(0, rows * ROW, ROW):
+            store(work, row + Y, total * load(work, row + Y))
+        put(task, k, work, Y, ROW, y)
     if keep:
         _keep(task, task.chunks, kept, work, passed)
     if task.cycles > 1:
-        _weigh_starts(task, inputs, work, passed)
-        _add_starts(task, inputs, y, work)
+        _weigh_starts(task, sources, work, passed)
+        _add_starts(task, sources, strides, y, work)
 
 
 @_compiled
 def _keep(task: Task, k: int, kept: Kept, work: Floats, passed: Any) -> None:
     place = task.number * (task.chunks + 1) + k
     for n in range(task.states):
-        state = load(work, STATES + n * LANES)
+        state = load(work, _STATES + n * LANES)
         store(kept.states, (place * task.states + n) * LANES, state)
     store(kept.sums, place * LANES, passed)
 
 
 @_compiled
-def _scan_chunk(task: Task, k: int, n: int, inputs: Inputs, work: Floats) -> None:
-    """Advance state n through a chunk and add its part of the outputs."""
-    rate = load(inputs.rates, (task.block * task.states + n) * LANES)
-    h = load(work, STATES + n * LANES)
-    token = (task.sample * task.states + n) * task.padded + k * CHUNK
-    for t in range(min(CHUNK, task.length - k * CHUNK)):
-        row = t * LANES
-        x_b = load(work, X + row) * spread(inputs.b, token + t)
-        h = decay(load(work, DELTA + row), rate) * h + x_b
-        store(work, Y + row, spread(inputs.c, token + t) * h + load(work, Y + row))
-    store(work, STATES + n * LANES, h)
+def _scan_chunk(task: Task, rows: int, n: int, sources: Sources, work: Floats, most: Any) -> None:
+    """Advance states n to n + 3 through a chunk and add their part of the outputs."""
+    rate = (task.block * task.states + n) * LANES
+    r0, r1 = load(sources.rates, rate), load(sources.rates, rate + LANES)
+    r2, r3 = load(sources.rates, rate + 2 * LANES), load(sources.rates, rate + 3 * LANES)
+    at = _STATES + n * LANES
+    h = (
+        load(work, at),
+        load(work, at + LANES),
+        load(work, at + 2 * LANES),
+        load(work, at + 3 * LANES),
+    )
+    width = _width(task)
+    b = _STATES + task.states * LANES + n
+    few = is_slight(most, r0) and is_slight(most, r1)
+    if few and is_slight(most, r2) and is_slight(most, r3):
+        for t in range(rows):
+            d = load(work, t * ROW + DELTA)
+            e = slight_decay(d, r0), slight_decay(d, r1), slight_decay(d, r2), slight_decay(d, r3)
+            h = _advance(work, t, b + t * 2 * width, width, e, h)
+    else:
+        for t in range(rows):
+            d = load(work, t * ROW + DELTA)
+            e = decay(d, r0), decay(d, r1), decay(d, r2), decay(d, r3)
+            h = _advance(work, t, b + t * 2 * width, width, e, h)
+    store(work, at, h[0])
+    store(work, at + LANES, h[1])
+    store(work, at + 2 * LANES, h[2])
+    store(work, at + 3 * LANES, h[3])
 
 
 @_compiled
-def _weigh_starts(task: Task, inputs: Inputs, work: Floats, passed: Any) -> None:
+def _advance(work: Floats, t: int, b: int, width: int, e: Any, h: Any) -> Any:
+    """Four states after token t, from those before it and their decays; adds to its outputs."""
+    x, y, c = load(work, t * ROW + X), load(work, t * ROW + Y), b + width
+    h0 = multiply_add(e[0], h[0], x * spread(work, b))
+    h1 = multiply_add(e[1], h[1], x * spread(work, b + 1))
+    h2 = multiply_add(e[2], h[2], x * spread(work, b + 2))
+    h3 = multiply_add(e[3], h[3], x * spread(work, b + 3))
+    y = multiply_add(spread(work, c), h0, y)
+    y = multiply_add(spread(work, c + 1), h1, y)
+    y = multiply_add(spread(work, c + 2), h2, y)
+    store(work, t * ROW + Y, multiply_add(spread(work, c + 3), h3, y))
+    return h0, h1, h2, h3
+
+
+@_compiled
+def _weigh_starts(task: Task, sources: Sources, work: Floats, passed: Any) -> None:
     """Replace the end states g by w: s_1 = 0, s_{r+1} = g + P s_r, w = sum_r gamma_r s_r."""
     for n in range(task.states):
-        power = decay(passed, load(inputs.rates, (task.block * task.states + n) * LANES))
-        end = load(work, STATES + n * LANES)
+        power = decay(passed, load(sources.rates, (task.block * task.states + n) * LANES))
+        end = load(work, _STATES + n * LANES)
         state = splat(ZERO)
         weighted = splat(ZERO)
         for r in range(1, task.cycles):
             state = power * state + end
-            gamma = load(inputs.gamma, (task.block * task.cycles + r) * LANES)
+            gamma = load(sources.gamma, (task.block * task.cycles + r) * LANES)
             weighted = gamma * state + weighted
-        store(work, STATES + n * LANES, weighted)
+        store(work, _STATES + n * LANES, weighted)
 
 
 @_compiled
-def _add_starts(task: Task, inputs: Inputs, y: Floats, work: Floats) -> None:
+def _add_starts(task: Task, sources: Sources, strides: Strides, y: Floats, work: Floats) -> None:
     """Add C_t q_t to the outputs, as far along the sequence as it has not died out."""
     before = splat(ZERO)
+    width = _width(task)
     for k in range(task.chunks):
-        if not lasts(task, inputs.rates, before):
+        if not lasts(task, sources.rates, before):
             return
-        fetch(task, k, inputs.delta, work, DELTA)
-        fetch(task, k, y, work, Y)
-        after = to_sums(work, before)
+        _fetch_steps(task, k, sources, strides, work)
+        _fetch_weights(task, k, sources.c, strides.c, work, 1)
+        fetch(task, k, y, task.channels, work, Y, ROW)
+        after = to_sums(task, k, work, DELTA, ROW, before)
         for n in range(task.states):
-            rate = load(inputs.rates, (task.block * task.states + n) * LANES)
+            rate = load(sources.rates, (task.block * task.states + n) * LANES)
             if not nonzero(decay(before, rate)):
                 continue
-            start = load(work, STATES + n * LANES)
-            token = (task.sample * task.states + n) * task.padded + k * CHUNK
+            start = load(work, _STATES + n * LANES)
+            c = _STATES + task.states * LANES + width + n
             for t in range(min(CHUNK, task.length - k * CHUNK)):
-                row = t * LANES
-                left = decay(load(work, DELTA + row), rate)
-                seen = start * spread(inputs.c, token + t)
-                store(work, Y + row, left * seen + load(work, Y + row))
-        put(task, k, work, Y, y)
+                row = t * ROW
+                left = decay(load(work, row + DELTA), rate)
+                seen = start * spread(work, c + t * 2 * width)
+                store(work, row + Y, left * seen + load(work, row + Y))
+        put(task, k, work, Y, ROW, y)
         before = after

@@ -15,25 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import scan_numba
+from anyres.ops import scan_numba, simd_rows
 from anyres.ops.scan_numba import (
     CHUNK,
-    DDELTA,
-    DECAY,
-    DELTA,
-    DX,
-    DY,
-    FOR_B,
-    FOR_C,
-    STATES,
-    WHOLE,
     ZERO,
-    H,
-    Inputs,
     Kept,
     Task,
-    U,
-    X,
     fetch,
     lasts,
     put,
@@ -50,16 +37,34 @@ from anyres.ops.simd import (
     splat,
     spread,
     store,
-    sums,
     unless_faded,
 )
+from anyres.ops.simd_rows import sums
 
 _ONE = np.float32(1)
 _LN2 = np.float32(0.6931471805599453)
 
+# Working memory of a task: planes of rows, a row of 16 lanes for each token of a chunk and one
+# more; then a row for each state, for several purposes. Between planes there is room, so that no
+# row is 4 KB from one used next to it (see ``scan_numba``).
+_PLANE = LANES * (CHUNK + 5)
+U, DELTA, X, DY, DX, DDELTA, DECAY, H, WHOLE, FOR_B, FOR_C, STATES = (_PLANE * i for i in range(12))
+
 # Rows a state in the working memory: w, its gradient, that of g (which is m at the end), l, and how
 # much of m is left.
 _START, _FOR_START, _FOR_END, _ADJOINT, _LEFT, _CHAIN = range(6)
+
+
+class Inputs(NamedTuple):
+    """What was scanned. J blocks of 16 channels, filled up with zeros; P tokens, filled up."""
+
+    u: Floats  # (B, L, C)
+    delta: Floats  # (B, L, C)
+    rates: Floats  # (J, N, 16), A / ln 2
+    b: Floats  # (B, N, P)
+    c: Floats  # (B, N, P)
+    direct: Floats  # (J, 16)
+    gamma: Floats  # (J, R, 16)
 
 
 class Gradients(NamedTuple):
@@ -74,12 +79,25 @@ class Gradients(NamedTuple):
     gamma: Floats  # (B, J, R, 16)
 
 
-_compiled = compiled(scan_numba.__file__, __file__)
+def work_size(states: int, cycles: int) -> int:
+    """How many float32 of working memory a task needs."""
+    return STATES + LANES * ((_CHAIN + 1) * states + cycles + 1)
+
+
+_compiled = compiled(simd_rows.__file__, scan_numba.__file__, __file__)
 
 
 @_compiled
 def _row(task: Task, purpose: int, n: int) -> int:
     return STATES + (purpose * task.states + n) * LANES
+
+
+@_compiled
+def _fetch(task: Task, k: int, source: Floats, work: Floats, plane: int) -> None:
+    """Copy chunk k of (B, L, C) to a plane; 0 after the last token."""
+    for t in range(task.length - k * CHUNK, CHUNK):
+        store(work, plane + t * LANES, splat(ZERO))
+    fetch(task, k, source, task.channels, work, plane, LANES)
 
 
 @_compiled
@@ -114,9 +132,9 @@ def _back_to_starts(task: Task, dy: Floats, inputs: Inputs, work: Floats) -> Non
     for k in range(task.chunks):
         if not lasts(task, inputs.rates, before):
             return
-        fetch(task, k, inputs.delta, work, DELTA)
-        fetch(task, k, dy, work, DY)
-        after = to_sums(work, before)
+        _fetch(task, k, inputs.delta, work, DELTA)
+        _fetch(task, k, dy, work, DY)
+        after = to_sums(task, k, work, DELTA, LANES, before)
         for n in range(task.states):
             rate = load(inputs.rates, (task.block * task.states + n) * LANES)
             if not nonzero(decay(before, rate)):
@@ -182,9 +200,9 @@ def _back_chunk(
 ) -> Any:
     """Gradients of one chunk, the last first; returns its part of G's."""
     total = total_weight(task, inputs.gamma)
-    fetch(task, k, inputs.u, work, U)
-    fetch(task, k, inputs.delta, work, DELTA)
-    fetch(task, k, dy, work, DY)
+    _fetch(task, k, inputs.u, work, U)
+    _fetch(task, k, inputs.delta, work, DELTA)
+    _fetch(task, k, dy, work, DY)
     for t in range(0, CHUNK * LANES, LANES):
         store(work, X + t, load(work, DELTA + t) * load(work, U + t))
         store(work, DX + t, splat(ZERO))
@@ -205,8 +223,8 @@ def _back_chunk(
         store(work, DDELTA + t, for_x * u + for_delta)
         store(work, DX + t, for_x * load(work, DELTA + t) + gradient * total * direct)
     store(out.direct, task.number * LANES, for_direct)
-    put(task, k, work, DDELTA, out.delta)
-    put(task, k, work, DX, out.u)
+    put(task, k, work, DDELTA, LANES, out.delta)
+    put(task, k, work, DX, LANES, out.u)
     return for_total
 
 

@@ -19,11 +19,13 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
+Numbers: TypeAlias = Floats | np.ndarray[tuple[int], np.dtype[np.uint16]]
 
 LANES = 16
 
@@ -35,9 +37,22 @@ _FUSE = ("contract",)
 
 # 2**f = 1 + f p(f) for |f| <= 1/2, to 2e-9 of the value.
 _EXP2 = (0.69314718, 0.24022648, 0.055503324, 0.009618437, 0.0013398875, 0.0001535336)
+# The same for -1 <= f <= 0, to 2e-9.
+_SLIGHT_EXP2 = (
+    0.693147063,
+    0.240224361,
+    0.0554907583,
+    0.00957917981,
+    0.00127474824,
+    0.000109023225,
+)
 _ROUND = 1.5 * 2.0**23  # added, it leaves the nearest integer in the low bits
 
 FADED = 64  # decays below 2**-64 are taken for 0
+
+_LOG2E = 1.4426950408889634
+# log(1 + z) = 2 atanh(s) = s (2 + s**2 p(s**2)) with s = z / (2 + z), 0 <= z <= 1, to 1e-9.
+_ATANH = (0.66666412, 0.40021697, 0.27999139, 0.28024465)
 
 
 def compiled(*sources: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -84,7 +99,7 @@ def _all(kind: Any, value: int) -> Any:
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
-    vector = _HALVES if kind.dtype == types.uint16 else _VECTOR
+    vector = _HALVES if _is_half(kind) else _VECTOR
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
@@ -118,8 +133,29 @@ def _rounded(context: Any, builder: Any, value: Any) -> Any:
     return builder.trunc(builder.lshr(whole, _all(_INTEGERS, 16)), _HALVES)
 
 
+def _is_half(kind: Any) -> bool:
+    return bool(kind.dtype == types.uint16)
+
+
+def _widened(builder: Any, half: Any) -> Any:
+    """One bfloat16 as float32."""
+    word = builder.zext(half, ir.IntType(32))
+    return builder.bitcast(builder.shl(word, ir.Constant(word.type, 16)), ir.FloatType())
+
+
 def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
-    return builder.fadd(builder.fmul(x, y, flags=_FUSE), z, flags=_FUSE)
+    """One instruction where there is one, even if the product is wanted elsewhere too."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    name = f"llvm.fmuladd.v{LANES}f32"
+    return builder.call(get_or_insert_function(builder.module, kind, name), [x, y, z])
+
+
+def _polynomial(builder: Any, factors: tuple[float, ...], x: Any) -> Any:
+    """The factor of the lowest power comes first."""
+    value = _constant(factors[-1])
+    for factor in factors[-2::-1]:
+        value = _multiply_add(builder, value, x, _constant(factor))
+    return value
 
 
 def _in_all_lanes(builder: Any, number: Any) -> Any:
@@ -135,11 +171,26 @@ def load(typing: Any, array: Any, index: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = context.cast(builder, args[1], signature.args[1], types.intp)
         pointer = _pointer(context, builder, array, args[0], index)
-        if array.dtype == types.uint16:
+        if _is_half(array):
             return _upper(builder, builder.zext(builder.load(pointer, align=2), _INTEGERS))
         return builder.load(pointer, align=4)
 
     return _vector(array, index), build
+
+
+@intrinsic
+def number(typing: Any, array: Any, index: Any) -> Any:
+    """One number."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        data = context.make_array(array)(context, builder, args[0]).data
+        found = builder.load(builder.gep(data, [index]))
+        if _is_half(array):
+            found = _widened(builder, found)
+        return found
+
+    return types.float32(array, index), build
 
 
 @intrinsic
@@ -229,6 +280,18 @@ def _operator_sub(x: Any, y: Any) -> Any:
     return build if x is y is _vector else None
 
 
+def _decay(builder: Any, step: Any, rate: Any) -> Any:
+    shifted = _multiply_add(builder, step, rate, _constant(_ROUND))
+    whole = builder.fsub(shifted, _constant(_ROUND))
+    rest = _multiply_add(builder, step, rate, builder.fneg(whole))
+    power = _polynomial(builder, (1.0, *_EXP2), rest)
+    exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), _all(_INTEGERS, 23))
+    bits = builder.add(builder.bitcast(power, _INTEGERS), exponent)
+    gone = builder.fcmp_ordered("<", shifted, _constant(_ROUND - FADED))
+    # Chosen among integers, so that it is one instruction with the sum.
+    return builder.bitcast(builder.select(gone, _all(_INTEGERS, 0), bits), _VECTOR)
+
+
 @intrinsic
 def decay(typing: Any, step: Any, rate: Any) -> Any:
     """2 ** (step * rate) for products <= 0, to about an ulp; 0 below 2**-64, for -inf too.
@@ -238,19 +301,69 @@ def decay(typing: Any, step: Any, rate: Any) -> Any:
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        step, rate = args
-        shifted = _multiply_add(builder, step, rate, _constant(_ROUND))
-        whole = builder.fsub(shifted, _constant(_ROUND))
-        rest = _multiply_add(builder, step, rate, builder.fneg(whole))
-        power = _constant(_EXP2[-1])
-        for factor in (*_EXP2[-2::-1], 1.0):
-            power = _multiply_add(builder, power, rest, _constant(factor))
-        exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), _all(_INTEGERS, 23))
-        bits = builder.add(builder.bitcast(power, _INTEGERS), exponent)
-        gone = builder.fcmp_ordered("<", shifted, _constant(_ROUND - FADED))
-        return builder.select(gone, _constant(0.0), builder.bitcast(bits, _VECTOR))
+        return _decay(builder, *args)
 
     return _vector(_vector, _vector), build
+
+
+@intrinsic
+def slight_decay(typing: Any, step: Any, rate: Any) -> Any:
+    """2 ** (step * rate) for products from -1 to 0, to about an ulp; in fewer instructions."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _polynomial(builder, (1.0, *_SLIGHT_EXP2), builder.fmul(*args))
+
+    return _vector(_vector, _vector), build
+
+
+@intrinsic
+def is_slight(typing: Any, step: Any, rate: Any) -> Any:
+    """Whether step * rate is between -1 and 0 in all lanes."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _everywhere(
+            builder, builder.fcmp_ordered(">=", builder.fmul(*args), _constant(-1.0))
+        )
+
+    return types.boolean(_vector, _vector), build
+
+
+@intrinsic
+def larger(typing: Any, x: Any, y: Any) -> Any:
+    """The larger of two numbers in each lane; y if one of them is nan."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return _vector(_vector, _vector), build
+
+
+@intrinsic
+def multiply_add(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """The sum x * y + z, rounded once where the processor can; the operators leave that open."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _multiply_add(builder, *args)
+
+    return _vector(_vector, _vector, _vector), build
+
+
+@intrinsic
+def softplus(typing: Any, value: Any) -> Any:
+    """log(1 + exp(value)), to about an ulp of the larger of it and 2**-64; of any value."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (x,) = args
+        zero = _constant(0.0)
+        positive = builder.fcmp_ordered(">", x, zero)
+        down = builder.select(positive, builder.fneg(x), x)
+        small = _decay(builder, down, _constant(_LOG2E))
+        s = builder.fdiv(small, builder.fadd(small, _constant(2.0)))
+        square = builder.fmul(s, s)
+        series = _polynomial(builder, (2.0, *_ATANH), square)
+        return _multiply_add(builder, s, series, builder.select(positive, x, zero))
+
+    return _vector(_vector), build
 
 
 @intrinsic
@@ -264,6 +377,11 @@ def unless_faded(typing: Any, value: Any) -> Any:
     return _vector(_vector), build
 
 
+def _everywhere(builder: Any, lanes: Any) -> Any:
+    bits = builder.bitcast(lanes, ir.IntType(LANES))
+    return builder.icmp_unsigned("==", bits, ir.Constant(ir.IntType(LANES), 2**LANES - 1))
+
+
 @intrinsic
 def nonzero(typing: Any, value: Any) -> Any:
     """Whether any lane is other than 0."""
@@ -274,24 +392,3 @@ def nonzero(typing: Any, value: Any) -> Any:
         return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
 
     return types.boolean(_vector), build
-
-
-@intrinsic
-def sums(typing: Any, array: Any, index: Any) -> Any:
-    """The sums of 16 vectors that lie one after the other, as one vector in their order."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        index = context.cast(builder, args[1], signature.args[1], types.intp)
-        rows = []
-        for i in range(LANES):
-            at = builder.add(index, ir.Constant(index.type, i * LANES))
-            rows.append(builder.load(_pointer(context, builder, array, args[0], at), align=4))
-        even, odd = (ir.Constant(_INTEGERS, list(range(i, 2 * LANES, 2))) for i in (0, 1))
-        while len(rows) > 1:  # neighbours are added, in rows and in lanes alike
-            rows = [
-                builder.fadd(builder.shuffle_vector(x, y, even), builder.shuffle_vector(x, y, odd))
-                for x, y in zip(rows[::2], rows[1::2], strict=True)
-            ]
-        return rows[0]
-
-    return _vector(array, index), build

@@ -123,3 +123,24 @@ def _across(join: Callable[[Any, Any, Any], Any]) -> Any:
 
 total = _across(lambda builder, x, y: builder.fadd(x, y))
 largest = _across(_larger)
+
+
+@intrinsic
+def sums(typing: Any, array: Any, index: Any) -> Any:
+    """The sums of 16 vectors that lie one after the other, as one vector in their order."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        rows = []
+        for i in range(LANES):
+            at = builder.add(index, ir.Constant(index.type, i * LANES))
+            rows.append(builder.load(_pointer(context, builder, array, args[0], at), align=4))
+        even, odd = (ir.Constant(_INTEGERS, list(range(i, 2 * LANES, 2))) for i in (0, 1))
+        while len(rows) > 1:  # neighbours are added, in rows and in lanes alike
+            rows = [
+                builder.fadd(builder.shuffle_vector(x, y, even), builder.shuffle_vector(x, y, odd))
+                for x, y in zip(rows[::2], rows[1::2], strict=True)
+            ]
+        return rows[0]
+
+    return _vector(array, index), build
