@@ -30,7 +30,7 @@ def draw(results: Results, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(13, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     time, memory = figure.subplots(1, 2)
     lines = _lines(results)
@@ -65,7 +65,7 @@ def draw(results: Results, path: Path) -> None:
         axes.grid(visible=True, alpha=0.3)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.spines[["top", "right"]].set_visible(False)
-    time.legend(frameon=False, fontsize=9)
+    figure.legend(*time.get_legend_handles_labels(), loc="outside right center", frameon=False)
     about = results.machine
     figure.supxlabel(
         f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}, {about['date']}",

@@ -103,7 +103,9 @@ def _vit(config: ViTConfig, grid_hw: tuple[int, int]) -> float:
 
 def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
     """Values in the widest step."""
-    tokens, padded = grid_hw[0] * grid_hw[1], _padded(grid_hw, config.window, shifted=True)
+    padded = _padded(grid_hw, config.window, shifted=True)
+    # Both scales live at once where they are scanned together.
+    tokens = grid_hw[0] * grid_hw[1] + (config.anchor // config.patch) ** 2
     scores = 2 * config.heads * config.window**2 * padded
     laterals = len(config.out_blocks) * config.neck
     # Input, norm, projection (3) of the tokens; windows (3), turned (2) and scaled padded ones.
