@@ -12,7 +12,7 @@ from anyres.errors import InputError, MissingExtraError
 from anyres.models import hrsam_blocks
 from anyres.models.config import HRSAMConfig
 from anyres.models.hrsam_blocks import Block
-from anyres.ops import block
+from anyres.ops import block, kernels
 from anyres.ops.rope import frequencies, window_table
 from anyres.ops.windows import window_plan
 
@@ -231,7 +231,7 @@ def test_names_of_the_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
         block.kernel_name()
     monkeypatch.delenv("ANYRES_BLOCK")
     assert block.kernel_name().startswith("numba, ")
-    monkeypatch.setattr(block, "_has_numba", lambda: False)
+    monkeypatch.setattr(kernels, "has_numba", lambda: False)
     assert "anyres[fast]" in block.kernel_name()
     monkeypatch.setenv("ANYRES_BLOCK", "numba")
     with pytest.raises(MissingExtraError, match="not installed"):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyres.errors import InputError, MissingExtraError
 from anyres.models.hrsam_blocks import CycleScan
-from anyres.ops import scan
+from anyres.ops import kernels, scan
 
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 IMPLEMENTATIONS = ["torch", pytest.param("numba", marks=needs_numba)]
@@ -388,25 +388,25 @@ def test_names_of_the_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="'fortran'"):
         scan.kernel_name()
     monkeypatch.delenv("ANYRES_SCAN")
-    monkeypatch.setattr(scan, "_has_numba", lambda: True)
+    monkeypatch.setattr(kernels, "has_numba", lambda: True)
     assert scan.kernel_name().startswith("numba, ")
-    monkeypatch.setattr(scan, "_has_numba", lambda: False)
+    monkeypatch.setattr(kernels, "has_numba", lambda: False)
     assert "anyres[fast]" in scan.kernel_name()
 
 
 def test_forcing_what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYRES_SCAN", "numba")
-    monkeypatch.setattr(scan, "_has_numba", lambda: True)
+    monkeypatch.setattr(kernels, "has_numba", lambda: True)
     with pytest.raises(InputError, match="float64"):
         scan.cycle_scan(*make(1, 4, 2, 2, 1))
-    monkeypatch.setattr(scan, "_has_numba", lambda: False)
+    monkeypatch.setattr(kernels, "has_numba", lambda: False)
     with pytest.raises(MissingExtraError, match="anyres\\[fast\\]"):
         scan.cycle_scan(*make(1, 4, 2, 2, 1))
 
 
 def test_without_numba_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANYRES_SCAN", raising=False)
-    monkeypatch.setattr(scan, "_has_numba", lambda: False)
+    monkeypatch.setattr(kernels, "has_numba", lambda: False)
     calls = []
     original = scan._torch_scan
     monkeypatch.setattr(scan, "_torch_scan", lambda *x: calls.append(1) or original(*x))

@@ -8,44 +8,24 @@ does everything.
 an error: nothing changes over to the slow path unasked.
 """
 
-import os
-from functools import lru_cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from anyres.errors import InputError, MissingExtraError
+from anyres.errors import InputError
+from anyres.ops import kernels
 
 _LANES = 16
 
 
 def kernel_name() -> str:
     """Which implementation runs on a CPU, and why; for ``anyres doctor``."""
-    forced = _forced()
+    forced = kernels.forced("ANYRES_BLOCK")
     why = f" (ANYRES_BLOCK={forced})" if forced else ""
-    if forced == "numba" or (not forced and _has_numba()):
+    if forced == "numba" or (not forced and kernels.has_numba()):
         return f"numba, compiled for this CPU, float32 and bfloat16{why}; torch elsewhere"
     if not why:
         why = " (numba is not installed: pip install 'anyres[fast]' for faster encoders on CPUs)"
     return f"torch{why}"
-
-
-def _forced() -> str:
-    """The implementation that the environment asks for, or ""."""
-    asked = os.environ.get("ANYRES_BLOCK", "")
-    if asked not in ("", "auto", "numba", "torch"):
-        raise InputError(f"ANYRES_BLOCK is {asked!r}; set it to 'auto', 'numba' or 'torch'")
-    if asked == "numba" and not _has_numba():
-        raise MissingExtraError(
-            "ANYRES_BLOCK=numba, but numba is not installed; pip install 'anyres[fast]'"
-        )
-    return asked.removeprefix("auto")
-
-
-@lru_cache(maxsize=1)
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
 
 
 def runs_compiled(x_BhwC: Tensor, heads: int, window: int, hidden: int) -> bool:
@@ -63,7 +43,7 @@ def runs_compiled(x_BhwC: Tensor, heads: int, window: int, hidden: int) -> bool:
         InputError: ``ANYRES_BLOCK`` is no implementation, or is ``numba`` and cannot run.
         MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
     """
-    forced = _forced()
+    forced = kernels.forced("ANYRES_BLOCK")
     if forced == "torch":
         return False
     depth = x_BhwC.shape[-1] // heads
@@ -76,4 +56,4 @@ def runs_compiled(x_BhwC: Tensor, heads: int, window: int, hidden: int) -> bool:
             f"here are {x_BhwC.dtype}, {depth} channels, side {window} and {hidden}; "
             "unset ANYRES_BLOCK"
         )
-    return fits and _has_numba()
+    return fits and kernels.has_numba()

@@ -20,10 +20,7 @@ Shapes: B batch, L tokens, C channels, N states a channel, R cycles, K chunks of
 """
 
 import math
-import os
 from collections.abc import Callable
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -31,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from anyres.errors import InputError, MissingExtraError
+from anyres.errors import InputError
+from anyres.ops import kernels
 from anyres.ops.threads import in_graph
 
 T = TypeVar("T")
@@ -39,30 +37,13 @@ T = TypeVar("T")
 
 def kernel_name() -> str:
     """Which implementation runs for float32 on a CPU, and why; for ``anyres doctor``."""
-    forced = _forced()
+    forced = kernels.forced("ANYRES_SCAN")
     why = f" (ANYRES_SCAN={forced})" if forced else ""
-    if forced == "numba" or (not forced and _has_numba()):
+    if forced == "numba" or (not forced and kernels.has_numba()):
         return f"numba, compiled for this CPU, float32{why}; torch, chunked, elsewhere"
     if not why:
         why = " (numba is not installed: pip install 'anyres[fast]' for a faster scan on CPUs)"
     return f"torch, chunked{why}"
-
-
-def _forced() -> str:
-    """The implementation that the environment asks for, or ""."""
-    asked = os.environ.get("ANYRES_SCAN", "")
-    if asked not in ("", "auto", "numba", "torch"):
-        raise InputError(f"ANYRES_SCAN is {asked!r}; set it to 'auto', 'numba' or 'torch'")
-    if asked == "numba" and not _has_numba():
-        raise MissingExtraError(
-            "ANYRES_SCAN=numba, but numba is not installed; pip install 'anyres[fast]'"
-        )
-    return asked.removeprefix("auto")
-
-
-@lru_cache(maxsize=1)
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
 
 
 def cycle_scan(
@@ -151,7 +132,7 @@ def _check_shapes(
 
 def _runs_compiled(tensors: tuple[Tensor, ...], exact: torch.dtype) -> bool:
     """Whether the compiled kernels run."""
-    forced = _forced()
+    forced = kernels.forced("ANYRES_SCAN")
     if forced == "torch":
         return False
     fits = exact == torch.float32 and all(x.device.type == "cpu" for x in tensors)
@@ -161,7 +142,7 @@ def _runs_compiled(tensors: tuple[Tensor, ...], exact: torch.dtype) -> bool:
             f"ANYRES_SCAN=numba, which runs float32 on a CPU outside of torch.compile and export; "
             f"the tensors are {exact} on {tensors[0].device}; unset ANYRES_SCAN"
         )
-    return fits and _has_numba()
+    return fits and kernels.has_numba()
 
 
 def _torch_scan(
