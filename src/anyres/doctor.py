@@ -105,7 +105,7 @@ def _computing() -> list[Finding]:
     return [
         Finding("computing", "device", str(device)),
         Finding("computing", "dtype", dtype, hint=f"{why}; SAM models run in float32"),
-        Finding("computing", "attention", "torch, batched products", hint="the only one so far"),
+        Finding("computing", "attention", "torch, products in blocks; on CUDA fused in windows"),
         Finding("computing", "cycle-scan", scan.kernel_name()),
         Finding("computing", "window blocks", block.kernel_name()),
     ]

@@ -48,7 +48,7 @@ def _entry(config: Any, embedded: bool) -> dict[str, Any]:
     encoder = config.encoder
     return {
         "name": config.name,
-        "encoder": names[type(encoder)],
+        "encoder": names[type(encoder)] + ("++" if getattr(encoder, "anchor", 0) else ""),
         "dim": encoder.dim,
         "blocks": encoder.blocks,
         "heads": encoder.heads,
