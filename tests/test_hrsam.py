@@ -9,31 +9,20 @@ from hypothesis import strategies as st
 
 from anyres.errors import InputError
 from anyres.models.build import build
-from anyres.models.config import DEFAULT, HRSAMConfig, resized
+from anyres.models.config import DEFAULT, resized
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.hrsam_blocks import WindowAttention
 from anyres.ops.rope import frequencies, window_table
 from anyres.ops.windows import merge, partition, window_plan
+from tiny import OFFICIAL_HRSAM
 
-OFFICIAL = HRSAMConfig(
-    dim=48,
-    blocks=4,
-    heads=3,
-    window=4,
-    state=4,
-    out_blocks=(1, 3),
-    neck=16,
-    mlp_ratio=2.0,
-    table=4,
-    positions="stretch",
-)
-SMALL = replace(OFFICIAL, positions="crop")
+SMALL = replace(OFFICIAL_HRSAM, positions="crop")
 
 
 @pytest.fixture(scope="module")
 def official(golden):
     facts, tensors = golden("hrsam_encoder")
-    encoder = HRSAMEncoder(OFFICIAL).eval()
+    encoder = HRSAMEncoder(OFFICIAL_HRSAM).eval()
     encoder.load_state_dict({k: v for k, v in tensors.items() if "::" not in k}, strict=True)
     return facts, tensors, encoder
 

@@ -13,21 +13,9 @@ from anyres.models.weights import from_official
 from anyres.ops.rope import window_table
 from anyres.ops.windows import partition
 from naive_hrsam import naive_encode
+from tiny import OFFICIAL_HRSAM
 
-OFFICIAL = HRSAMConfig(
-    dim=48,
-    blocks=4,
-    heads=3,
-    window=4,
-    state=4,
-    out_blocks=(1, 3),
-    neck=16,
-    mlp_ratio=2.0,
-    table=4,
-    positions="stretch",
-    anchor=64,
-    shift_anchor=True,
-)
+OFFICIAL = replace(OFFICIAL_HRSAM, anchor=64, shift_anchor=True)
 OWN = replace(OFFICIAL, positions="crop", shift_anchor=False)
 STEPS = "160x128_b1"
 CASES = ["64x64_b1", "128x128_b1", "128x128_b2", "160x128_b1", "160x128_b2"]

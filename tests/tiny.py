@@ -3,7 +3,7 @@
 import torch
 
 from anyres.models.build import build
-from anyres.models.config import ViTConfig, preset, resized
+from anyres.models.config import HRSAMConfig, ViTConfig, preset, resized
 from anyres.models.segmenter import Segmenter
 from anyres.models.vit import ImageEncoderViT
 
@@ -22,6 +22,21 @@ SAM_CASES = [
 
 SMALL_VIT = ViTConfig(
     dim=32, blocks=3, heads=2, global_blocks=(1,), window=3, patch=16, image_size=128, neck=16
+)
+
+
+# What the official HRSAM's goldens were made with.
+OFFICIAL_HRSAM = HRSAMConfig(
+    dim=48,
+    blocks=4,
+    heads=3,
+    window=4,
+    state=4,
+    out_blocks=(1, 3),
+    neck=16,
+    mlp_ratio=2.0,
+    table=4,
+    positions="stretch",
 )
 
 

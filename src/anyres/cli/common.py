@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from anyres import files
 from anyres.errors import InputError
@@ -16,6 +18,31 @@ if TYPE_CHECKING:
     from anyres.predict.resolution import Resolution
 
 STDOUT = "-"
+
+# Options of all verbs that load a model.
+MODEL_PANEL = "Model"
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A .safetensors or .pth checkpoint; the default model needs none.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+ResolutionText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|train|native",
+        help="Long side fed to the model. [dim]Default: the model's own rule[/dim]",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL_PANEL)
+]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=MODEL_PANEL)
+]
 
 
 def console() -> "Console":

@@ -38,7 +38,8 @@ The difference between two runs, and how sure it is:
 A run that was stopped goes on when the same command is given again.
 """
 
-_MODEL, _DATA, _PROTOCOL, _RUN, _OUTPUT = "Model", "Data", "Protocol", "Run", "Output"
+_MODEL = common.MODEL_PANEL
+_DATA, _PROTOCOL, _RUN, _OUTPUT = "Data", "Protocol", "Run", "Output"
 
 
 def evaluate(
@@ -61,28 +62,10 @@ def evaluate(
             rich_help_panel=_MODEL,
         ),
     ] = "default",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A .safetensors or .pth checkpoint; the default model needs none.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    resolution: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|train|native",
-            help="Long side fed to the model. [dim]Default: the model's own rule[/dim]",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=_MODEL)
-    ] = "auto",
+    weights: common.Weights = None,
+    resolution: common.ResolutionText = None,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
     layout: Annotated[
         str,
         typer.Option(

@@ -26,8 +26,8 @@ def models(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", "encoder", "trained at", "padding", "resolution", "weights"):
-        table.add_column(heading)
+    for heading in ("model", "encoder", "trained", "pad", "resolution", "weights"):
+        table.add_column(heading, no_wrap=True)
     for entry in entries:
         native = entry["native_limit"]
         table.add_row(

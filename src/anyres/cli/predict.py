@@ -44,7 +44,8 @@ Your own SAM checkpoint at the size of the picture:
   --weights sam_vit_b_01ec64.pth --resolution native
 """
 
-_PROMPT, _MODEL, _OUTPUT, _READING = "Prompt", "Model", "Output", "Reading the picture"
+_PROMPT, _MODEL, _OUTPUT = "Prompt", common.MODEL_PANEL, "Output"
+_READING = "Reading the picture"
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,8 @@ def predict(
     model: Annotated[
         str, typer.Option(help="See 'anyres models'.", rich_help_panel=_MODEL)
     ] = "default",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A .safetensors or .pth checkpoint; the default model needs none.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    resolution: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|train|native",
-            help="Long side fed to the model. [dim]Default: the model's own rule[/dim]",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    weights: common.Weights = None,
+    resolution: common.ResolutionText = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -105,12 +92,8 @@ def predict(
             rich_help_panel=_MODEL,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=_MODEL)
-    ] = "auto",
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
