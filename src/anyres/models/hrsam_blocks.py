@@ -146,8 +146,9 @@ class Block(nn.Module):
             self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
         )
         hidden = self.mlp.fc1.out_features
-        module = block_amx if block.runs_in_tiles(x_BhwC, plan.window, hidden) else block_cpu
-        return module.run_block(x_BhwC, plan, _group_size(x_BhwC), parameters)
+        in_tiles = block.runs_in_tiles(x_BhwC, plan.window, hidden)
+        run = block_amx.run_block if in_tiles else block_cpu.run_block
+        return run(x_BhwC, plan, _group_size(x_BhwC), parameters)
 
     def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         project = _Projection(self.attn, rope)

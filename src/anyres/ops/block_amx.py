@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anyres.ops import block_cpu, block_tiles
+from anyres.ops.block_columns import Layout, Linear, Memory, Norm, Parameters, Sizes
 from anyres.ops.block_cpu import numbers
-from anyres.ops.block_tiles import SIDE, Layout, Linear, Memory, Norm, Parameters, Sizes
+from anyres.ops.block_tiles import SIDE
 from anyres.ops.simd import LANES
 from anyres.ops.simd_tiles import PALETTE
 from anyres.ops.threads import share
@@ -43,13 +43,19 @@ def run_block(
 
 def _ready(parameters: block_cpu.Parameters) -> Parameters:
     _, padding, cos, sin, (first, second), qkv, *others = parameters
-    bias = torch.from_numpy(qkv.bias).to(padding.dtype)
-    pads = F.linear(padding, qkv.weight.t(), bias)[0]
-    layers = (
+    layers = [
         Linear(numbers(layer.weight.t().contiguous()), layer.bias) for layer in (qkv, *others)
-    )
-    norms = (Norm(norm.gain, norm.shift, np.float32(norm.eps)) for norm in (first, second))
-    return Parameters(numbers(pads), numbers(pads.float()), cos, sin, *norms, *layers)
+    ]
+    # Not by torch: its threads would wait for more, spinning where ours are to run.
+    projected = torch.empty(len(qkv.bias))
+    block_tiles.project_padding(numbers(padding), layers[0], numbers(projected))
+    projected = projected.bfloat16()
+    arrays = numbers(projected), numbers(projected.float()), cos, sin
+    return Parameters(*arrays, _norm(first), _norm(second), *layers)
+
+
+def _norm(norm: block_cpu.Norm) -> Norm:
+    return Norm(norm.gain, norm.shift, np.float32(norm.eps))
 
 
 @lru_cache(maxsize=8)
@@ -60,7 +66,8 @@ def _columns(plan: WindowPlan, batch: int, most: int) -> tuple[Layout, ...]:
 def _in_columns(layout: block_cpu.Layout) -> Layout:
     """Each window from a multiple of 32 on, filled up by its first token."""
     places: list[Any] = []
-    windows, blocks = [], []
+    windows: list[tuple[int, ...]] = []
+    blocks: list[tuple[int, ...]] = []
     start = 0
     for part, (count, real, _) in enumerate(layout.parts):
         fill = -real % SIDE

@@ -9,18 +9,18 @@ Numbers are bfloat16 as uint16, parameters float32 but for weights; channels, th
 the MLP, and slots are multiples of 32. A window's tokens begin at a multiple of 32 columns; columns
 that are left over repeat its first token and are never put back. Nothing checks this.
 
-Shapes: T columns, C channels, N windows, H heads, D channels of a head, K slots. A stripe of C
-channels has C * 16 numbers.
+A stripe of C channels has C * 16 numbers; other shapes: ``block_columns``.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from anyres.ops import simd_rows, simd_tiles
+from anyres.ops import block_columns, simd_rows, simd_tiles
+from anyres.ops.block_columns import Layout, Linear, Memory, Norm, Parameters, Sizes
 from anyres.ops.simd import LANES, Floats, compiled, load, splat, store
-from anyres.ops.simd_rows import firsts, larger, seconds
+from anyres.ops.simd_rows import firsts, larger, seconds, total
 from anyres.ops.simd_tiles import (
     clear,
     coarse_gelu,
@@ -37,76 +37,12 @@ from anyres.ops.simd_tiles import (
 )
 
 SIDE = 2 * LANES  # rows and columns of what is multiplied at a time: four tiles of sums
-PANEL = 2**18 * 2  # numbers within the MLP at a time: with all else what a core's cache holds
+PANEL = 2**19  # numbers within the MLP at a time: with all else what a core's cache holds
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 
-_compiled = compiled(__file__, simd_rows.__file__, simd_tiles.__file__)
-
-
-class Memory(NamedTuple):
-    """Where a thread puts what is in between; sums are float32."""
-
-    summed: Any  # (T / 16, C, 16) as pairs: the tokens, then with what was added
-    x: Any  # the same: what the next product takes
-    q: Any  # the same
-    k: Any  # (N, H, D / 32, K, 32)
-    v: Any  # (N, H, K / 32, D, 32)
-    inner: Any  # (panel / 16, hidden, 16) as pairs
-    powers: Any  # (2, K, 16) as pairs
-    rows: Any  # (16, 32): tokens on their way to columns and back
-    sums: Any  # (max(K, 32), 32)
-    scales: Any  # (32,)
-    cos: Any  # (parts, D / 2, K), in the order of their keys
-    sin: Any
-
-
-class Sizes(NamedTuple):
-    """Of a block."""
-
-    width: int
-    hidden: int
-    heads: int
-    slots: int
-
-
-class Linear(NamedTuple):
-    """A layer's weight (outer, inner), flat, and its bias."""
-
-    weight: Any
-    bias: Any
-
-
-class Norm(NamedTuple):
-    """A layer norm's parameters."""
-
-    gain: Any
-    shift: Any
-    eps: float
-
-
-class Parameters(NamedTuple):
-    """A block's parameters and what its windows share."""
-
-    pads: Any  # (3 * C,): the projection of padding, bias included
-    padding: Any  # the same in float32
-    cos: Any  # (K, D / 2), as from rope.window_table
-    sin: Any
-    first: Norm
-    second: Norm
-    qkv: Linear
-    proj: Linear
-    fc1: Linear
-    fc2: Linear
-
-
-class Layout(NamedTuple):
-    """Where a group's tokens are."""
-
-    places: Any  # (T,): in the picture; of repeated ones -1 - the place
-    windows: Any  # (N, 4): first column, end, real tokens, part
-    blocks: Any  # (T / 32, 3): window, first key in it, part
-    slots: Any  # (parts, K): places in a window of its keys, those of padding last
+_sources = (module.__file__ for module in (block_columns, simd_rows, simd_tiles))
+_compiled = compiled(__file__, *_sources)
 
 
 @_compiled
@@ -400,6 +336,17 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
                     x = load(sums, r * SIDE + half) * scale
                     y = load(sums, r * SIDE + SIDE + half) * scale
                     store_pairs(memory.x, at + r * LANES, x, y)
+
+
+@_compiled
+def project_padding(padding: Any, layer: Linear, out: Floats) -> None:
+    """The linear layer's answer to one token."""
+    width = len(padding)
+    for o in range(len(out)):
+        passed = splat(ZERO)
+        for i in range(0, width, LANES):
+            passed = load(padding, i) * load(layer.weight, o * width + i) + passed
+        out[o] = total(passed) + layer.bias[o]
 
 
 @_compiled

@@ -60,7 +60,7 @@ def has_tiles() -> bool:
     if any(name not in features.split(",") for name in wanted):
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
 
 
 def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
