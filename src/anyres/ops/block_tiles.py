@@ -7,9 +7,8 @@ rotation go down columns, 16 tokens at a time, without a sum across lanes.
 
 Numbers are bfloat16 as uint16, parameters float32 but for weights; channels, those of a head or
 the MLP, and slots are multiples of 32. A window's tokens begin at a multiple of 32 columns; columns
-that are left over repeat its first token and are never put back. Nothing checks this.
-
-A stripe of C channels has C * 16 numbers; other shapes: ``block_columns``.
+that are left over repeat its first token and are never put back. Nothing checks this. A stripe of C
+channels has C * 16 numbers; other shapes: ``block_columns``.
 """
 
 import math
@@ -41,8 +40,8 @@ PANEL = 2**19  # numbers within the MLP at a time: with all else what a core's c
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 
-_sources = (module.__file__ for module in (block_columns, simd_rows, simd_tiles))
-_compiled = compiled(__file__, *_sources)
+_sources = (block_columns, simd_rows, simd_tiles)
+_compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
 
 
 @_compiled
