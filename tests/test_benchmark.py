@@ -1,6 +1,7 @@
 """The benchmark: its baselines, its bound, its ratios. Nothing here asserts how long it takes."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from anyres.benchmark import measure, memory, run, stock
 from anyres.benchmark.figures import figures
 from anyres.benchmark.measure import ClickTimes, Timing
-from anyres.benchmark.products import Product, bound_seconds, encoder_products
+from anyres.benchmark.products import Bound, Product, encoder_products
 from anyres.benchmark.run import Cell, Results
 from anyres.benchmark.subjects import Subject
 from anyres.cli.main import app
@@ -32,6 +33,9 @@ TINY_VIT = ViTConfig(
 TINY_HRSAM = HRSAMConfig(
     dim=24, blocks=2, heads=2, window=4, state=4, out_blocks=(1,), neck=8, table=4
 )
+
+
+nobody = (lambda *_: None, lambda: None)  # listens to a run
 
 
 def cell(model, side, dtype="bfloat16", seconds=1.0, **more):
@@ -118,38 +122,67 @@ def test_padding_asks_nothing():
     }
 
 
+def seconds(products):
+    bound = Bound(products, torch.float32, torch.device("cpu"))
+    bound.turn()
+    return bound.seconds()
+
+
 def test_bound_adds_up(monkeypatch):
     monkeypatch.setattr("anyres.benchmark.products._time", lambda run: run() or 1.0)
     products = encoder_products(TINY_HRSAM, (4, 4))
-    found = bound_seconds(products, torch.float32, torch.device("cpu"))
-    assert found == sum(products.values())
+    assert seconds(products) == sum(products.values())
     # Too large to be made as a whole: two halves of it, each as long.
-    huge = {Product(1, 2**14, 8, 2**13): 1}
-    assert bound_seconds(huge, torch.float32, torch.device("cpu")) == 2.0
+    huge = {Product(1, 2**13, 8, 2**12): 1}
+    assert seconds(huge) == 2.0
+
+
+def test_bound_is_the_faster_way_by_its_medians(monkeypatch):
+    # Whole and in pieces, in three turns.
+    times = iter([1.0, 4.0, 9.0, 3.0, 2.0, 5.0])
+    monkeypatch.setattr("anyres.benchmark.products._time", lambda run: next(times))
+    bound = Bound({Product(1, 4, 8, 4): 10}, torch.float32, torch.device("cpu"))
+    for _ in range(3):
+        bound.turn()
+    assert bound.seconds() == 20.0
+
+
+class Turns:
+    """A bound that writes down when it is asked."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def turn(self):
+        self.calls.append("bound")
+
+    def seconds(self):
+        return 7.0
 
 
 def test_by_turns():
     calls = []
-    timings = measure.by_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
-    assert calls == ["a", "b"] * (measure.ROUNDS + 1)
-    assert set(timings) == {"a", "b"}
+    named = {name: partial(calls.append, name) for name in "ab"}
+    passes = measure.by_turns(named, {"a": Turns(calls)})
+    assert calls == ["a", "bound", "b"] * (measure.ROUNDS + 1)
+    assert (passes["a"].gemm, passes["b"].gemm, passes["b"].scan) == (7.0, None, None)
     assert Timing.of([3.0, 1.0, 2.0]) == Timing(2.0, 1.0, 3.0)
     assert Timing(2.0, 1.0, 3.0).spread == 0.5
 
 
-def test_scan_share_is_a_part_of_the_whole():
+def test_what_takes_long_is_not_warmed_up(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, "LONG", 0.0)
+    assert measure.by_turns({"a": lambda: calls.append("a")}, {})["a"].encoder.median > 0
+    assert len(calls) == 3
+
+
+def test_scan_is_a_part_of_the_pass():
     encoder = build_encoder(TINY_HRSAM).eval()
     pixels = torch.randn(1, 3, 64, 64)
-    calls = 0
-
-    def run_once():
-        nonlocal calls
-        calls += 1
-        with torch.no_grad():
-            encoder(pixels)
-
-    assert measure.scan_seconds(run_once, 0.1).median > 0
-    assert calls == measure.ROUNDS
+    passes = measure.by_turns({"a": lambda: encoder(pixels)}, {})["a"]
+    assert 0 < passes.scan.median < passes.encoder.median
+    assert passes.scan.least <= passes.scan.median <= passes.scan.most
 
 
 def test_figures():
@@ -201,9 +234,9 @@ def test_memory_sees_what_is_taken(monkeypatch):
 def test_what_takes_too_long_is_left_out(monkeypatch):
     monkeypatch.setattr(memory, "can_measure", lambda: False)
     results = Results({}, [cell("hrsam_b", 1024, seconds=30.0)])
-    run.run(["hrsam_b"], [(2048, 2048)], "bfloat16", results, lambda *_: None)
+    run.run(["hrsam_b"], [(2048, 2048)], "bfloat16", results, *nobody)
     assert results.cells[-1].note == "left out: about 120 s a picture"
-    assert [measure.rounds(seconds) for seconds in (0.1, 3.0, 30.0)] == [5, 3, 2]
+    assert [measure.rounds(seconds) for seconds in (0.1, 3.0, 30.0)] == [5, 3, 3]
 
 
 def test_names():
@@ -222,7 +255,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setattr(run, "available_bytes", lambda: 10**9)
     monkeypatch.setattr(memory, "can_measure", lambda: False)
     results = Results({})
-    run.run(["stock"], [(1024, 1024)], "auto", results, lambda *_: None)
+    run.run(["stock"], [(1024, 1024)], "auto", results, *nobody)
     assert results.cells[0].encoder is None
     assert results.cells[0].note == "does not fit: needs 2 GB, 1 GB are free"
 
@@ -250,20 +283,22 @@ def test_interrupted(tmp_path, monkeypatch):
     done = run._measure_size
 
     def second_stops(subjects, size, results):
-        if size[0] > 64:
+        if size[0] > 64:  # killed here, it would leave what is there already
+            saved.append(json.loads(out.read_text()))
             raise KeyboardInterrupt
         yield from done(subjects, size, results)
 
+    saved, out = [], tmp_path / "b.json"
     monkeypatch.setattr(run, "_measure_size", second_stops)
     monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure, "CLICKS", 1)
     monkeypatch.setattr(memory, "can_measure", lambda: False)
-    out = tmp_path / "b.json"
     words = ["benchmark", "--models", "default", "--sizes", "64,128", "--json", str(out)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
     report = json.loads(out.read_text())
     assert report["complete"] is False
+    assert saved == [report]
     assert [c["height"] for c in report["cells"]] == [64]
 
 

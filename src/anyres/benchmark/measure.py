@@ -1,8 +1,10 @@
 """Times: by turns, so that what disturbs one disturbs all, and the median of several rounds."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TypeVar
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 
 import anyres.models.hrsam_blocks as blocks
-from anyres.benchmark.products import bound_seconds, encoder_products
+from anyres.benchmark.products import Bound, encoder_products
 from anyres.benchmark.subjects import Subject, encode_call
 from anyres.models.segmenter import Segmenter
 from anyres.predict.predictor import Predictor
@@ -18,6 +20,7 @@ from anyres.predict.predictor import Predictor
 K = TypeVar("K", bound=Hashable)
 
 ROUNDS = 5
+LONG = 2.0  # seconds; what takes longer is called less often, and not to warm up
 CLICKS = 20
 _SCAN = "cycle_scan"  # of the blocks' module: what runs the kernel
 
@@ -42,27 +45,74 @@ class Timing:
 
 
 def rounds(seconds: float) -> int:
-    """How often to call what takes so long: five times, fewer beyond 2 s and 10 s."""
-    if seconds < 2:
-        return ROUNDS
-    return min(ROUNDS, 3 if seconds < 10 else 2)
+    """How often to call what takes so long: five times, three beyond 2 s."""
+    return ROUNDS if seconds < LONG else min(ROUNDS, 3)
 
 
-def by_turns(calls: Mapping[K, Callable[[], object]]) -> dict[K, Timing]:
-    """Time each call several times, all of them in each round, after one call to warm up."""
-    times: dict[K, list[float]] = {name: [] for name in calls}
-    warm = {name: _seconds(call) for name, call in calls.items()}
-    for turn in range(ROUNDS):
-        for name, call in calls.items():
-            if turn < rounds(warm[name]):
-                times[name].append(_seconds(call))
-    return {name: Timing.of(each) for name, each in times.items()}
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of an encoder gave: their times, those within the scan, the GEMM bound."""
+
+    encoder: Timing
+    scan: Timing | None
+    gemm: float | None
+
+
+def by_turns(calls: Mapping[K, Callable[[], object]], bounds: Mapping[K, Bound]) -> dict[K, Passes]:
+    """Time each call several times, all of them in each round, each followed by its bound.
+
+    The first call of each only warms up, unless it takes so long that this does not matter.
+    """
+    times: dict[K, list[tuple[float, float]]] = {name: [] for name in calls}
+    wanted = dict.fromkeys(calls, 1)
+    with _watched_scan() as scan_clock:
+        for turn in range(ROUNDS + 1):
+            for name, call in calls.items():
+                if len(times[name]) == wanted[name]:
+                    continue
+                scan_clock.seconds = 0.0
+                times[name].append((_seconds(call), scan_clock.seconds))
+                if name in bounds:
+                    bounds[name].turn()
+                if turn == 0:
+                    first = times[name][0][0]
+                    wanted[name] = rounds(first)
+                    if first < LONG:
+                        times[name].clear()
+    passes = {}
+    for name, each in times.items():
+        encoder, scan = (Timing.of(column) for column in zip(*each, strict=True))
+        bound = bounds[name].seconds() if name in bounds else None
+        passes[name] = Passes(encoder, scan if scan.most else None, bound)
+    return passes
 
 
 def _seconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
+
+
+class _Clock:
+    seconds = 0.0
+
+
+@contextmanager
+def _watched_scan() -> Iterator[_Clock]:
+    """Adds up the seconds within the scan kernel."""
+    clock, inner = _Clock(), getattr(blocks, _SCAN)
+
+    def timed(*tensors: torch.Tensor) -> torch.Tensor:
+        begin = time.perf_counter()
+        result: torch.Tensor = inner(*tensors)
+        clock.seconds += time.perf_counter() - begin
+        return result
+
+    setattr(blocks, _SCAN, timed)
+    try:
+        yield clock
+    finally:
+        setattr(blocks, _SCAN, inner)
 
 
 def encode_once(subject: Subject, model: Segmenter, size_hw: tuple[int, int]) -> Callable[[], None]:
@@ -77,35 +127,11 @@ def encode_once(subject: Subject, model: Segmenter, size_hw: tuple[int, int]) ->
     return run
 
 
-def gemm_bound(subject: Subject, size_hw: tuple[int, int], dtype: torch.dtype) -> float:
-    """Seconds for the encoder's matrix products alone."""
+def gemm_bound(subject: Subject, size_hw: tuple[int, int]) -> Bound:
+    """The encoder's matrix products alone, to be timed by turns with it."""
     encoder = subject.config.encoder
     grid_hw = (size_hw[0] // encoder.patch, size_hw[1] // encoder.patch)
-    return bound_seconds(encoder_products(encoder, grid_hw), dtype, torch.device("cpu"))
-
-
-def scan_seconds(run: Callable[[], object], encoder: float) -> Timing:
-    """Seconds within the scan kernel while ``run`` runs, which takes ``encoder`` seconds."""
-    inner = getattr(blocks, _SCAN)
-    spent = 0.0
-
-    def timed(*tensors: torch.Tensor) -> torch.Tensor:
-        nonlocal spent
-        begin = time.perf_counter()
-        result: torch.Tensor = inner(*tensors)
-        spent += time.perf_counter() - begin
-        return result
-
-    found = []
-    setattr(blocks, _SCAN, timed)
-    try:
-        for _ in range(rounds(encoder)):
-            spent = 0.0
-            run()
-            found.append(spent)
-    finally:
-        setattr(blocks, _SCAN, inner)
-    return Timing.of(found)
+    return Bound(encoder_products(encoder, grid_hw), subject.dtype, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -130,24 +156,24 @@ def click_times(model: Segmenter, size_hw: tuple[int, int], encoder: float) -> C
     height, width = size_hw
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     predictor = Predictor(model, resolution=max(size_hw))
-    predictor.set_image(image)
-    again = range(rounds(encoder))
-    setting = Timing.of([_seconds(lambda: predictor.set_image(image)) for _ in again])
+    setting = [_seconds(lambda: predictor.set_image(image))]
+    if setting[0] < LONG:
+        setting.clear()
+    while len(setting) < rounds(encoder):
+        setting.append(_seconds(lambda: predictor.set_image(image)))
     points = rng.uniform(0.1, 0.9, (CLICKS, 2)) * (width, height)
     labels = np.arange(CLICKS) % 3 != 2
-    single, inner = [], []
     logits = None
-    for turn in range(2):
-        for k in range(1, CLICKS + 1):
-            begin = time.perf_counter()
-            answer = predictor.predict(
-                points[:k], labels[:k].astype(int), mask_input=logits, multimask_output=False
-            )
-            if turn:
-                inner.append(time.perf_counter() - begin)
-            logits = answer[2]
-    for _ in range(CLICKS):
-        begin = time.perf_counter()
-        predictor.predict(points[:1], [1], mask_input=logits, multimask_output=False)
-        single.append(time.perf_counter() - begin)
-    return ClickTimes(setting, Timing.of(single), sum(inner) / CLICKS + encoder / CLICKS)
+
+    def click(count: int) -> None:
+        nonlocal logits
+        logits = predictor.predict(
+            points[:count], labels[:count].astype(int), mask_input=logits, multimask_output=False
+        )[2]
+
+    for count in (1, CLICKS):
+        click(count)
+    single = [_seconds(lambda: click(1)) for _ in range(ROUNDS)]
+    logits = None
+    inner = [_seconds(partial(click, count)) for count in range(1, CLICKS + 1)]
+    return ClickTimes(Timing.of(setting), Timing.of(single), sum(inner) / CLICKS + encoder / CLICKS)

@@ -10,11 +10,11 @@ the work in torch would beat, not what the encoder happens to call.
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -30,7 +30,7 @@ from anyres.ops.windows import WindowPlan, window_plan
 
 _PIECE_ROWS = 1024  # of a linear layer
 _PIECE_SCORES = 2**19  # of attention
-_WHOLE = 2**26  # elements of the largest operand or result that is made to time a product
+_WHOLE = 2**24  # elements of the largest operand or result that is made to time a product
 
 
 class Product(NamedTuple):
@@ -48,6 +48,8 @@ class Product(NamedTuple):
 
 
 Products = Counter[Product]
+# Makes the operands of a product and returns what multiplies them.
+Way: TypeAlias = Callable[[Product, torch.dtype, torch.device], Callable[[], None]]
 
 
 def encoder_products(config: EncoderConfig, grid_hw: tuple[int, int]) -> Products:
@@ -173,16 +175,36 @@ def _tiny_vit(found: Products, config: TinyViTConfig, grid_hw: tuple[int, int]) 
     _neck(found, high * wide, before, config.neck)
 
 
-@torch.no_grad()
-def bound_seconds(products: Products, dtype: torch.dtype, device: torch.device) -> float:
-    """The GEMM bound in seconds: the sum over all products of the faster way."""
-    return sum(count * _seconds(product, dtype, device) for product, count in products.items())
+class Bound:
+    """The GEMM bound of some products, timed a turn at a time: the sum of the faster ways."""
+
+    def __init__(self, products: Products, dtype: torch.dtype, device: torch.device) -> None:
+        self._products, self._dtype, self._device = products, dtype, device
+        self._times: dict[tuple[Product, Way], list[float]] = defaultdict(list)
+        self._ways: tuple[Way, ...] = (_whole, _in_pieces) if device.type == "cpu" else (_whole,)
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Time each product once in each way."""
+        for product in self._products:
+            part, parts = _part(product)
+            for way in self._ways:
+                self._times[product, way].append(
+                    parts * _time(way(part, self._dtype, self._device))
+                )
+
+    def seconds(self) -> float:
+        """The bound, of the medians of the turns so far."""
+        return sum(
+            count * min(median(self._times[product, way]) for way in self._ways)
+            for product, count in self._products.items()
+        )
 
 
-def _seconds(product: Product, dtype: torch.dtype, device: torch.device) -> float:
+def _part(product: Product) -> tuple[Product, int]:
+    """Of what is too large to be made, a part like it in all that matters, and how many."""
     parts = 1
     while _largest(product) > _WHOLE and (product.batch > 1 or product.rows > 1):
-        # Too large to be made; a part of it has a shape like that in all that matters.
         batch, rows, inner, columns = product
         product = (
             Product(-(-batch // 2), rows, inner, columns)
@@ -190,10 +212,7 @@ def _seconds(product: Product, dtype: torch.dtype, device: torch.device) -> floa
             else Product(1, -(-rows // 2), inner, columns)
         )
         parts *= 2
-    ways = [_whole(product, dtype, device)]
-    if device.type == "cpu":
-        ways.append(_in_pieces(product, dtype))
-    return parts * min(ways)
+    return product, parts
 
 
 def _largest(product: Product) -> int:
@@ -205,9 +224,10 @@ def _operands(
     product: Product, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, ...]:
     batch, rows, inner, columns = product
-    left = torch.randn(batch, rows, inner, device=device).to(dtype)
+    # Numbers that are made quickly; how long a product takes does not depend on them.
+    left = torch.full((batch, rows, inner), 0.3, device=device, dtype=dtype)
     # As the weights of a linear layer and the keys lie.
-    right = torch.randn(batch, columns, inner, device=device).to(dtype).transpose(1, 2)
+    right = torch.full((batch, columns, inner), 0.7, device=device, dtype=dtype).transpose(1, 2)
     out = torch.empty(batch, rows, columns, device=device, dtype=dtype)
     if batch == 1:
         return left[0], right[0], out[0]
@@ -218,7 +238,7 @@ def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> Non
     torch.matmul(left, right, out=out)
 
 
-def _whole(product: Product, dtype: torch.dtype, device: torch.device) -> float:
+def _whole(product: Product, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
     operands = _operands(product, dtype, device)
 
     def run() -> None:
@@ -226,10 +246,10 @@ def _whole(product: Product, dtype: torch.dtype, device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return _time(run)
+    return run
 
 
-def _in_pieces(product: Product, dtype: torch.dtype) -> float:
+def _in_pieces(product: Product, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
     batch, rows, inner, columns = product
     if batch == 1:
         piece = Product(1, min(rows, _PIECE_ROWS), inner, columns)
@@ -238,16 +258,16 @@ def _in_pieces(product: Product, dtype: torch.dtype) -> float:
         piece = Product(max(1, min(batch, _PIECE_SCORES // (rows * columns))), rows, inner, columns)
         count = -(-batch // piece.batch)
     threads = min(torch.get_num_threads(), count)
-    operands = [_operands(piece, dtype, torch.device("cpu")) for _ in range(threads)]
+    operands = [_operands(piece, dtype, device) for _ in range(threads)]
     turns = [operands[i % threads] for i in range(count)]
-    return _time(lambda: share(lambda some: _multiply(*some), turns))
+    return lambda: share(lambda some: _multiply(*some), turns)
 
 
 def _time(run: Callable[[], None]) -> float:
-    """Median of calls that fill a twentieth of a second, three if they are short; one before."""
+    """Median of calls that fill 5 ms; one before."""
     run()
     times: list[float] = []
-    while sum(times) < 0.05 or (len(times) < 3 and sum(times) < 0.5):
+    while sum(times) < 0.005:
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def run(
     dtype: str,
     results: Results,
     report: Report,
+    finished: Callable[[], None],
 ) -> None:
     """Measure everything and add it to ``results``, which is of use after an interruption too.
 
@@ -89,6 +90,7 @@ def run(
         dtype: precision of models whose name has none.
         results: receives each cell when it is done, sizes from small to large.
         report: told what comes next and the share that is done.
+        finished: called when a size is done and in ``results``.
 
     Raises:
         InputError: an unknown model, or a size that is no multiple of its patch.
@@ -104,7 +106,8 @@ def run(
         for step, text in _measure_size(subjects, size, results):
             report(text, done + share * step)
         done += share
-    results.complete = True
+        results.complete = size == sizes[-1]
+        finished()
 
 
 def _check(subject: Subject, sizes: Sequence[Size]) -> None:
@@ -129,32 +132,29 @@ def _measure_size(
     yield 0.0, f"{name}: encoders by turns"
     models = {subject: make_model(subject) for subject in fits}
     calls = {subject: measure.encode_once(subject, models[subject], size) for subject in fits}
-    timings = measure.by_turns(calls)
+    bounds = {
+        subject: measure.gemm_bound(subject, size) for subject in fits if not subject.is_baseline
+    }
+    passes = measure.by_turns(calls, bounds)
+    del calls
     cells = []
     for i, subject in enumerate(subjects):
         yield (i + 1) / (len(subjects) + 1), f"{name}: {subject.name} {subject.dtype_name}"
         if notes[subject]:
             cells.append(Cell(subject.name, *size, subject.dtype_name, note=notes[subject]))
         else:
-            model, call = models.pop(subject), calls.pop(subject)
-            cells.append(_cell(subject, size, model, call, timings[subject]))
+            cells.append(_cell(subject, size, models.pop(subject), passes[subject]))
     results.cells += cells
 
 
-def _cell(
-    subject: Subject, size: Size, model: Segmenter, call: Callable[[], None], timing: measure.Timing
-) -> Cell:
+def _cell(subject: Subject, size: Size, model: Segmenter, passes: measure.Passes) -> Cell:
     """The rest about one model, now that its encoder has been timed."""
     peak = memory.measure(subject, size) if memory.can_measure() else None
-    cell = Cell(subject.name, *size, subject.dtype_name, timing, peak_memory=peak)
-    if subject.is_baseline:
-        return cell
-    has_scan = hasattr(subject.config.encoder, "cycles")
-    return replace(
-        cell,
-        gemm=measure.gemm_bound(subject, size, model.dtype),
-        scan=measure.scan_seconds(call, timing.median) if has_scan else None,
-        clicks=measure.click_times(model, size, timing.median),
+    clicks = None
+    if not subject.is_baseline:
+        clicks = measure.click_times(model, size, passes.encoder.median)
+    return Cell(
+        subject.name, *size, subject.dtype_name, **vars(passes), clicks=clicks, peak_memory=peak
     )
 
 

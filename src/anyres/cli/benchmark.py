@@ -9,6 +9,8 @@ from anyres.cli import common
 from anyres.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anyres.benchmark.run import Cell, Results
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -46,7 +48,7 @@ def benchmark(
 ) -> None:
     """Measure encoders, clicks and memory, beside baselines in the same run.
 
-    Ctrl-C keeps what has been measured.
+    What --json names is written anew after each size; Ctrl-C keeps the sizes that were finished.
     """
     common.check_outputs({"--json": common.json_file(json), "--plot": plot}, {})
     if plot is not None:
@@ -56,7 +58,10 @@ def benchmark(
     wanted = [name for name in models.split(",") if name]
     if not wanted:
         raise InputError("--models names none; give presets with commas between")
-    results, stopped = _measure(wanted, _sizes(sizes), dtype)
+    file = common.json_file(json)
+    results, stopped = _measure(
+        wanted, _sizes(sizes), dtype, lambda found: common.write_json(_report(found), file)
+    )
     if str(json) != common.STDOUT:
         _print(results)
     common.write_json(_report(results), json)
@@ -82,7 +87,12 @@ def _sizes(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _measure(models: list[str], sizes: list[tuple[int, int]], dtype: str) -> "tuple[Results, bool]":
+def _measure(
+    models: list[str],
+    sizes: list[tuple[int, int]],
+    dtype: str,
+    save: "Callable[[Results], None]",
+) -> "tuple[Results, bool]":
     """The results, and whether it was stopped before the end."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -111,6 +121,7 @@ def _measure(models: list[str], sizes: list[tuple[int, int]], dtype: str) -> "tu
                 dtype,
                 results,
                 lambda text, share: progress.update(task, description=text, completed=share),
+                lambda: save(results),
             )
             progress.update(task, description="done", completed=1.0)
         except KeyboardInterrupt:

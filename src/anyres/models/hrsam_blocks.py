@@ -130,7 +130,7 @@ class Block(nn.Module):
         return out
 
     def _compiled(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
-        from anyres.ops import block_cpu
+        from anyres.ops import block_amx, block_cpu
 
         numbers = block_cpu.numbers
         qkv, proj, fc1, fc2 = (
@@ -145,7 +145,10 @@ class Block(nn.Module):
         parameters = block_cpu.Parameters(
             self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
         )
-        return block_cpu.run_block(x_BhwC, plan, _group_size(x_BhwC), parameters)
+        hidden = self.mlp.fc1.out_features
+        in_tiles = block.runs_in_tiles(x_BhwC, plan.window, hidden)
+        run = block_amx.run_block if in_tiles else block_cpu.run_block
+        return run(x_BhwC, plan, _group_size(x_BhwC), parameters)
 
     def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         project = _Projection(self.attn, rope)

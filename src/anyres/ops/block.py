@@ -1,8 +1,8 @@
 """Which implementation of HRSAM's window blocks runs on a CPU.
 
 For float32 and bfloat16 without gradients, with numba installed (extra ``fast``), torch does the
-matrix products and kernels compiled at the first call the rest: ``block_cpu``. Otherwise torch
-does everything.
+matrix products and kernels compiled at the first call the rest: ``block_cpu``. In bfloat16 on a CPU
+with AMX the kernels do everything: ``block_amx``. Otherwise torch does.
 
 ``ANYRES_BLOCK=torch`` or ``numba`` in the environment forces one. A kernel that does not compile is
 an error: nothing changes over to the slow path unasked.
@@ -22,7 +22,10 @@ def kernel_name() -> str:
     forced = kernels.forced("ANYRES_BLOCK")
     why = f" (ANYRES_BLOCK={forced})" if forced else ""
     if forced == "numba" or (not forced and kernels.has_numba()):
-        return f"numba, compiled for this CPU, float32 and bfloat16{why}; torch elsewhere"
+        from anyres.ops import simd_tiles
+
+        kinds = "float32 and bfloat16" + (" in AMX tiles" if simd_tiles.has_tiles() else "")
+        return f"numba, compiled for this CPU, {kinds}{why}; torch elsewhere"
     if not why:
         why = " (numba is not installed: pip install 'anyres[fast]' for faster encoders on CPUs)"
     return f"torch{why}"
@@ -57,3 +60,15 @@ def runs_compiled(x_BhwC: Tensor, heads: int, window: int, hidden: int) -> bool:
             "unset ANYRES_BLOCK"
         )
     return fits and kernels.has_numba()
+
+
+def runs_in_tiles(x_BhwC: Tensor, window: int, hidden: int) -> bool:
+    """Whether what ``runs_compiled`` runs in one call, multiplied by the processor's tiles (AMX).
+
+    Slots and channels of an MLP must be multiples of 32 then.
+    """
+    if x_BhwC.dtype != torch.bfloat16 or window**2 % (2 * _LANES) or hidden % (2 * _LANES):
+        return False
+    from anyres.ops import simd_tiles
+
+    return simd_tiles.has_tiles()

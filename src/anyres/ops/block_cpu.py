@@ -58,14 +58,14 @@ class Parameters(NamedTuple):
     fc2: Linear
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where a group's tokens are, window by window."""
 
     places: Any  # in (B * h * w)
-    parts: tuple["_Windows", ...]
+    parts: tuple["Windows", ...]
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Windows of a group with real tokens at the same slots."""
 
     windows: int
@@ -185,19 +185,20 @@ def run_block(x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameter
     out_BhwC = torch.empty_like(x_BhwC)
     tokens, out = numbers(x_BhwC), numbers(out_BhwC)
     kind = x_BhwC.dtype
-    layouts = _layouts(plan, len(x_BhwC), most)
-    share(lambda layout: _run_group(layout, parameters, kind, tokens, out), layouts)
+    groups = layouts(plan, len(x_BhwC), most)
+    share(lambda layout: _run_group(layout, parameters, kind, tokens, out), groups)
     return out_BhwC
 
 
 @lru_cache(maxsize=8)
-def _layouts(plan: WindowPlan, batch: int, most: int) -> tuple[_Layout, ...]:
+def layouts(plan: WindowPlan, batch: int, most: int) -> tuple[Layout, ...]:
+    """Of the groups of a plan."""
     height, width = plan.grid_hw
     places = np.arange(batch * height * width).reshape(batch, height, width)
     return tuple(_layout(places, plan.window, group) for group in plan.groups(most))
 
 
-def _layout(places_Bhw: Any, window: int, group: Group) -> _Layout:
+def _layout(places_Bhw: Any, window: int, group: Group) -> Layout:
     here, parts = [], []
     slots = np.arange(window**2).reshape(window, window)
     for columns in group.columns:
@@ -206,21 +207,21 @@ def _layout(places_Bhw: Any, window: int, group: Group) -> _Layout:
         split = cut.reshape(len(cut), *(n for s in spans for n in (s.windows, s.size)))
         here.append(split.transpose(0, 1, 3, 2, 4).ravel())
         parts.append(_windows(spans, len(cut), slots))
-    return _Layout(np.concatenate(here), tuple(parts))
+    return Layout(np.concatenate(here), tuple(parts))
 
 
-def _windows(spans: Iterable[Span], batch: int, slots: Any) -> _Windows:
+def _windows(spans: Iterable[Span], batch: int, slots: Any) -> Windows:
     rows, columns = spans
     inside = slots[
         rows.offset : rows.offset + rows.size, columns.offset : columns.offset + columns.size
     ].ravel()
     padding = np.setdiff1d(slots.ravel(), inside)
     count = batch * rows.windows * columns.windows
-    return _Windows(count, inside.size, np.concatenate([inside, padding]))
+    return Windows(count, inside.size, np.concatenate([inside, padding]))
 
 
 def _run_group(
-    layout: _Layout, parameters: Parameters, kind: torch.dtype, tokens: Any, out: Any
+    layout: Layout, parameters: Parameters, kind: torch.dtype, tokens: Any, out: Any
 ) -> None:
     places, count = layout.places, len(layout.places)
     width, hidden = parameters.padding.shape[1], parameters.fc1.weight.shape[1]
