@@ -141,17 +141,35 @@ def test_block_in_groups_is_the_block(
         assert torch.equal(got, again)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_scan_in_parts_is_the_scan(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hrsam_blocks, "PART", 16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [32, 24])  # the kernels want a multiple of 16
+def test_scan_in_parts_is_the_scan(
+    dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr("anyres.ops.cycle_cpu.PART", 16)
     torch.manual_seed(0)
-    scan = CycleScan(24, 4, 3).to(dtype)
-    x = torch.randn(2, 50, 24).to(dtype)
+    scan = CycleScan(dim, 4, 3)
+    for parameter in scan.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    scan.to(dtype)
+    maps = [torch.randn(2, 7, 5, dim).to(dtype), torch.randn(2, 3, 3, dim).to(dtype)]
+    maps[0] = maps[0].transpose(1, 2)  # not contiguous
+    before = [x.clone() for x in maps]
     with torch.no_grad():
-        got = scan(x)
-    wanted = scan.double()(x.double())
-    limit = {torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
-    assert (got.double() - wanted).abs().max() <= limit * wanted.abs().max()
+        together, alone = scan.over(maps), scan(maps[1].flatten(1, 2))
+    with torch.inference_mode():
+        assert all(map(torch.equal, scan.over(maps), together))
+    assert all(map(torch.equal, maps, before))
+    exact = scan.double()
+    limit = {torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    sequence = torch.cat([x.double().flatten(1, 2) for x in maps], 1)
+    wanted = exact(sequence).split([35, 9], 1)
+    for got, want in zip(together, wanted, strict=True):
+        assert got.dtype == dtype
+        assert (got.double().flatten(1, 2) - want).abs().max() <= limit * want.abs().max()
+    want = exact(maps[1].double().flatten(1, 2))
+    assert (alone.double() - want).abs().max() <= limit * want.abs().max()
 
 
 @pytest.mark.parametrize("size", [1e4, 1e15])

@@ -16,6 +16,8 @@ Parameter names are those of the official state dicts.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,13 +112,13 @@ class HRSAMEncoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if i in outs:
                 scans = self.ss_mamba_blocks if self.config.anchor else self.mamba_blocks
-                scales = [_scanned(scans[outs[i]], [scale])[0] for scale in scales]
+                scales = [_over(scans[outs[i]], [scale])[0] for scale in scales]
             scales = [
                 block(scale, plan[i % 2], rope) for scale, plan in zip(scales, plans, strict=True)
             ]
             if i in outs:
                 if self.config.anchor:
-                    scales = _scanned(self.ms_mamba_blocks[outs[i]], scales)
+                    scales = _over(self.ms_mamba_blocks[outs[i]], scales)
                 laterals.append(self.lateral_convs[outs[i]](self._fuse(scales, outs[i])))
         summed = torch.stack(laterals).sum(0)
         embedding = self.out_conv(summed.permute(0, 3, 1, 2)).permute(0, 3, 1, 2)
@@ -177,12 +179,9 @@ def _scan(config: HRSAMConfig) -> CycleScan:
     return CycleScan(config.dim, config.state, config.cycles)
 
 
-def _scanned(scan: nn.Module, scales: list[Tensor]) -> list[Tensor]:
+def _over(scan: nn.Module, scales: list[Tensor]) -> list[Tensor]:
     """Scan the tokens of all scales as one sequence, each in raster order."""
-    sequence = torch.cat([scale.flatten(1, 2) for scale in scales], dim=1)
-    lengths = [scale.shape[1] * scale.shape[2] for scale in scales]
-    parts = scan(sequence).split(lengths, dim=1)
-    return [part.unflatten(1, scale.shape[1:3]) for part, scale in zip(parts, scales, strict=True)]
+    return cast(CycleScan, scan).over(scales)
 
 
 class _ChannelsLast(nn.Module):

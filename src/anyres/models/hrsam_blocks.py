@@ -9,6 +9,8 @@ Parameter names are those of the official state dict.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w; H heads, D channels of a head.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,13 +20,9 @@ from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.rope import split_pairs, turn_table
 from anyres.ops.scan import cycle_scan
-from anyres.ops.threads import runs_in_parts, share
+from anyres.ops.threads import alone, runs_in_parts, share
 from anyres.ops.window_attention import Slots, attend_windows
 from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
-
-# Tokens whose norms and projections around a scan are made at a time. Enough for what a product
-# costs however small it is; few enough for what they become to stay in the cache.
-PART = 1024
 
 # Tokens that go through a block at a time: a quarter of all, for threads to find work, within what
 # is enough for a product and what lets the buffers of a thread stay small. Not a matter of how many
@@ -183,43 +181,48 @@ class CycleScan(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Shape kept; L in raster order."""
-        if runs_in_parts(x_BLC):
-            return self._in_parts(x_BLC)
-        inputs, weights = self._before(x_BLC)
-        return self._after(x_BLC, self._scan(inputs, weights), inputs)
-
-    def _before(self, x_BLC: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and gate side by side; steps (not yet positive), input and output weights too."""
-        inputs: Tensor = self.in_proj(self.in_norm(x_BLC))
-        return inputs, self.ssm_proj(inputs[..., : self.sizes[0]])
-
-    def _scan(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        delta, b, c = weights.split(self.sizes, dim=-1)
-        a = -torch.exp(wide(self.As_log))
-        u, gamma = inputs[..., : self.sizes[0]], self.gamma[..., 0]
-        return cycle_scan(u, delta, a, b, c, self.Ds, gamma, self.ssm_proj_bias)
-
-    def _after(self, x_BLC: Tensor, y_BLC: Tensor, inputs: Tensor) -> Tensor:
-        gate = inputs[..., self.sizes[0] :]
-        y = self.out_norm(y_BLC.to(x_BLC.dtype))
+        if _scans_compiled(x_BLC):
+            return self._compiled([x_BLC])[0]
+        inputs = self.in_proj(self.in_norm(x_BLC))
+        u, gate = inputs.split(self.sizes[0], dim=-1)
+        y = self.out_norm(self._scan(u, self.ssm_proj(u)))
         out: Tensor = x_BLC + self.out_proj(gate * y)
         return out
 
-    def _in_parts(self, x_BLC: Tensor) -> Tensor:
-        batch, length, dim = x_BLC.shape
-        parts = [slice(i, i + PART) for i in range(0, length, PART)]
-        inputs = x_BLC.new_empty(batch, length, 2 * dim)
-        weights = x_BLC.new_empty(batch, length, sum(self.sizes))
+    def over(self, maps: list[Tensor]) -> list[Tensor]:
+        """Scan the tokens of all maps (B, h, w, C) as one sequence; shapes kept."""
+        if _scans_compiled(maps[0]):
+            return self._compiled(maps)
+        sequence = torch.cat([x.flatten(1, 2) for x in maps], dim=1)
+        parts = self(sequence).split([x.shape[1] * x.shape[2] for x in maps], dim=1)
+        return [part.unflatten(1, x.shape[1:3]) for part, x in zip(parts, maps, strict=True)]
 
-        def before(part: slice) -> None:
-            inputs[:, part], weights[:, part] = self._before(x_BLC[:, part])
+    def _scan(self, u: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+        delta, b, c = weights.split(self.sizes, dim=-1)
+        a = alone(self._rates) if out is not None else self._rates()
+        gamma, bias = self.gamma[..., 0], self.ssm_proj_bias
+        return cycle_scan(u, delta, a, b, c, self.Ds, gamma, bias, out)
 
-        share(before, parts)
-        y = self._scan(inputs, weights)
-        out = torch.empty_like(x_BLC, memory_format=torch.contiguous_format)
+    def _rates(self) -> Tensor:
+        return -torch.exp(wide(self.As_log))
 
-        def after(part: slice) -> None:
-            out[:, part] = self._after(x_BLC[:, part], y[:, part], inputs[:, part])
+    def _compiled(self, maps: list[Tensor]) -> list[Tensor]:
+        from anyres.ops import block_cpu, cycle_cpu
 
-        share(after, parts)
-        return out
+        numbers = block_cpu.numbers
+        wide_proj = cast(nn.Linear, self.in_proj[0])
+        into, out = (
+            block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
+            for linear in (wide_proj, self.out_proj)
+        )
+        first, second = (
+            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
+            for norm in (self.in_norm, self.out_norm)
+        )
+        ssm = self.ssm_proj
+        parameters = cycle_cpu.Parameters(first, into, ssm.weight.t(), ssm.bias, second, out)
+        return cycle_cpu.run(maps, parameters, lambda u, weights: self._scan(u, weights, u))
+
+
+def _scans_compiled(x: Tensor) -> bool:
+    return runs_in_parts(x) and block.scan_runs_compiled(x)

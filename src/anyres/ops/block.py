@@ -19,16 +19,12 @@ _LANES = 16
 
 def kernel_name() -> str:
     """Which implementation runs on a CPU, and why; for ``anyres doctor``."""
-    forced = kernels.forced("ANYRES_BLOCK")
-    why = f" (ANYRES_BLOCK={forced})" if forced else ""
-    if forced == "numba" or (not forced and kernels.has_numba()):
+    kinds = "float32 and bfloat16"
+    if kernels.has_numba():
         from anyres.ops import simd_tiles
 
-        kinds = "float32 and bfloat16" + (" in AMX tiles" if simd_tiles.has_tiles() else "")
-        return f"numba, compiled for this CPU, {kinds}{why}; torch elsewhere"
-    if not why:
-        why = " (numba is not installed: pip install 'anyres[fast]' for faster encoders on CPUs)"
-    return f"torch{why}"
+        kinds += " in AMX tiles" if simd_tiles.has_tiles() else ""
+    return kernels.name("ANYRES_BLOCK", kinds, "torch")
 
 
 def runs_compiled(x_BhwC: Tensor, heads: int, window: int, hidden: int) -> bool:
@@ -72,3 +68,27 @@ def runs_in_tiles(x_BhwC: Tensor, window: int, hidden: int) -> bool:
     from anyres.ops import simd_tiles
 
     return simd_tiles.has_tiles()
+
+
+def scan_runs_compiled(x: Tensor) -> bool:
+    """Whether kernels do what lies between a cycle-scan and its products; as ``runs_compiled``.
+
+    They want a multiple of 16 channels.
+
+    Args:
+        x: tokens (.., C).
+
+    Raises:
+        InputError: ``ANYRES_BLOCK`` is no implementation, or is ``numba`` and cannot run.
+        MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
+    """
+    forced = kernels.forced("ANYRES_BLOCK")
+    if forced == "torch":
+        return False
+    fits = x.shape[-1] % _LANES == 0 and x.dtype in (torch.float32, torch.bfloat16)
+    if forced and not fits:
+        raise InputError(
+            "ANYRES_BLOCK=numba, which runs float32 and bfloat16 and a multiple of 16 channels; "
+            f"here are {x.dtype} and {x.shape[-1]}; unset ANYRES_BLOCK"
+        )
+    return fits and kernels.has_numba()

@@ -24,6 +24,26 @@ def forced(variable: str) -> str:
     return asked.removeprefix("auto")
 
 
+def name(variable: str, kinds: str, otherwise: str) -> str:
+    """Which implementation runs on a CPU, and why; for ``anyres doctor``.
+
+    Args:
+        variable: what forces one, as in ``forced``.
+        kinds: where the kernels run.
+        otherwise: what runs elsewhere.
+
+    Raises:
+        InputError, MissingExtraError: as ``forced``.
+    """
+    asked = forced(variable)
+    why = f" ({variable}={asked})" if asked else ""
+    if asked == "numba" or (not asked and has_numba()):
+        return f"numba, compiled for this CPU, {kinds}{why}; {otherwise} elsewhere"
+    if not asked:
+        why = " (numba is not installed: pip install 'anyres[fast]' for faster encoders on CPUs)"
+    return f"{otherwise}{why}"
+
+
 @lru_cache(maxsize=1)
 def has_numba() -> bool:
     """Whether numba is installed (extra ``fast``)."""

@@ -7,11 +7,11 @@ the sum is the answer of ONE scan: with g the end state of a scan from zero and
 P = exp(A sum_t delta_t), the repetitions start at s_1 = 0, s_{r+1} = g + P s_r; scanning inputs
 scaled by sum_r gamma_r from the initial state sum_r gamma_r s_r gives it exactly, for any R.
 
-There are two implementations. For float32 on a CPU, with numba installed (extra ``fast``), kernels
-compiled at the first call: ``scan_cpu``. For the rest torch alone, here: chunked, all chunks
-advance together, one token at a time, so the loop has about sqrt(L) turns and every tensor in it
-is large. Chunk ends are found in a first pass (they also give g and P), outputs in a second. For
-gradients, states are kept every few turns only, and the turns between run again.
+There are two implementations. For float32 and bfloat16 on a CPU, with numba installed (extra
+``fast``), kernels compiled at the first call: ``scan_cpu``. For the rest torch alone, here:
+chunked, all chunks advance together, one token at a time, so the loop has about sqrt(L) turns and
+every tensor in it is large. Chunk ends are found in a first pass (they also give g and P), outputs
+in a second. For gradients, states are kept every few turns only, and the turns between run again.
 
 ``ANYRES_SCAN=torch`` or ``numba`` in the environment forces one. A kernel that does not compile is
 an error: nothing changes over to the slow path unasked.
@@ -36,14 +36,8 @@ T = TypeVar("T")
 
 
 def kernel_name() -> str:
-    """Which implementation runs for float32 on a CPU, and why; for ``anyres doctor``."""
-    forced = kernels.forced("ANYRES_SCAN")
-    why = f" (ANYRES_SCAN={forced})" if forced else ""
-    if forced == "numba" or (not forced and kernels.has_numba()):
-        return f"numba, compiled for this CPU, float32{why}; torch, chunked, elsewhere"
-    if not why:
-        why = " (numba is not installed: pip install 'anyres[fast]' for a faster scan on CPUs)"
-    return f"torch, chunked{why}"
+    """Which implementation runs on a CPU, and why; for ``anyres doctor``."""
+    return kernels.name("ANYRES_SCAN", "float32 and bfloat16", "torch, chunked")
 
 
 def cycle_scan(
@@ -55,11 +49,13 @@ def cycle_scan(
     d_C: Tensor,
     gamma_CR: Tensor,
     bias_C: Tensor | None = None,
+    out_BLC: Tensor | None = None,
 ) -> Tensor:
     """Scan the sequence repeated R times and sum the answers.
 
-    Everything is computed in float32, in float64 if the input is. Differentiable; twice only
-    where torch alone runs.
+    Everything is computed in float32, in float64 if the input is; where the compiled kernels read
+    nothing but bfloat16, with decays of rates wrong by up to 4 parts in 10,000. Differentiable;
+    twice only where torch alone runs.
 
     Args:
         u_BLC: input.
@@ -70,9 +66,10 @@ def cycle_scan(
         d_C: weight of the direct path; it counts once a repetition, like the rest.
         gamma_CR: weight of each repetition's answer.
         bias_C: where given, the steps are softplus(delta + bias).
+        out_BLC: where given, and no gradient is wanted, the answer is put there; it may be u.
 
     Returns:
-        (B, L, C), float32 or float64.
+        (B, L, C), in the input's precision.
 
     Raises:
         InputError: the shapes do not fit together, or a size is 0; ``ANYRES_SCAN`` is no
@@ -87,11 +84,12 @@ def cycle_scan(
     if _runs_compiled(tensors, exact):
         from anyres.ops import scan_cpu
 
-        return scan_cpu.cycle_scan(*tensors)
+        return scan_cpu.cycle_scan(*tensors, out=out_BLC)
     u, delta, *others = (x.to(exact) for x in tensors)
     if bias_C is not None:
         delta = F.softplus(delta + others.pop())
-    return _torch_scan(u, delta, *others)
+    y = _torch_scan(u, delta, *others).to(u_BLC.dtype)
+    return y if out_BLC is None else out_BLC.copy_(y)
 
 
 def _check_shapes(

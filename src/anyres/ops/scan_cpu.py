@@ -1,4 +1,7 @@
-"""The cycle-scan on a CPU in float32: compiled kernels, on as many threads as torch has.
+"""The cycle-scan on a CPU: compiled kernels, on as many threads as torch has.
+
+They compute in float32. Where everything read is bfloat16 and no gradient is wanted, the answer is
+bfloat16 too and decays are as exact as that needs (``scan_numba_steps``).
 
 The work is cut into tasks of 16 channels of one sample that share nothing; sums over tasks are
 taken afterwards in a fixed order. So the result does not depend on the number of threads.
@@ -17,33 +20,39 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anyres.ops.scan_numba import CHUNK, STEP, Kept, Sources, Strides, Task, forward, work_size
+from anyres.ops.scan_numba import Kept, Sources, Strides, Task, forward, work_size
 from anyres.ops.scan_numba_backward import Gradients, Inputs, backward
 from anyres.ops.scan_numba_backward import work_size as back_work_size
+from anyres.ops.scan_numba_steps import CHUNK, STEP
 from anyres.ops.simd import LANES
 from anyres.ops.threads import share
 
 _LOG2E = math.log2(math.e)
 
 
-def cycle_scan(*tensors: Tensor) -> Tensor:
+def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
     """As ``anyres.ops.scan.cycle_scan``, on the CPU, for what it computes in float32.
 
-    Their shapes are checked. Without gradients, bfloat16 is read as it is.
+    Shapes are checked, but for that of ``out``.
     """
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     u, delta, a, b, c, *others = tensors
+    kind = u.dtype
     if learns or any(x.dtype != torch.bfloat16 for x in (u, delta, b, c)):
         u, delta, b, c = (x.float() for x in (u, delta, b, c))
     a, d, gamma, *bias = (x.float() for x in (a, *others))
     if fill := -a.shape[1] % STEP:
         a, b, c = (F.pad(x, (0, fill)) for x in (a, b, c))
     if not learns:
-        return _forward(u, delta, a, b, c, d, gamma, *bias, keep=False)[0]
-    if bias:
-        delta = F.softplus(delta + bias[0])
-    y: Tensor = _CycleScan.apply(u, delta, a, b, c, d, gamma)  # type: ignore[no-untyped-call]
-    return y
+        there = out if out is not None and out.dtype == u.dtype and out.is_contiguous() else None
+        y = _forward(u, delta, a, b, c, d, gamma, *bias, keep=False, out=there)[0]
+    else:
+        if bias:
+            delta = F.softplus(delta + bias[0])
+        y = _CycleScan.apply(u, delta, a, b, c, d, gamma)  # type: ignore[no-untyped-call]
+    if out is None or y is out:
+        return y.to(kind)
+    return out.copy_(y)
 
 
 class _CycleScan(torch.autograd.Function):
@@ -72,11 +81,12 @@ def _forward(
     gamma: Tensor,
     *bias: Tensor,
     keep: bool,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, and what is kept for the backward pass."""
     tasks = _tasks(u, a, gamma)
     places = len(tasks) * (tasks[0].chunks + 1) if keep else 0
-    y = torch.empty(u.shape)
+    y = u.new_empty(u.shape) if out is None else out
     states = torch.empty(places * tasks[0].states * LANES)
     sums = torch.empty(places * LANES)
     u, delta, b, c = (_evenly_spaced(x) for x in (u, delta, b, c))
@@ -84,10 +94,10 @@ def _forward(
     added = _to_blocks(bias[0][:, None]) if bias else torch.empty(0)
     sources = Sources(*(_flat(x) for x in (u, delta, rates, b, c, direct, weights, added)))
     strides = Strides(*(x.stride(1) for x in (u, delta, b, c)))
-    kept, out = Kept(_flat(states), _flat(sums)), _flat(y)
+    kept, answers = Kept(_flat(states), _flat(sums)), _flat(y)
 
     def run(task: Task) -> None:
-        forward(task, sources, strides, out, kept, keep, _memory(work_size(task.states)))
+        forward(task, sources, strides, answers, kept, keep, _memory(work_size(task.states)))
 
     share(run, tasks)
     return y, states, sums

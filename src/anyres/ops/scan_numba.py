@@ -13,35 +13,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from anyres.ops import scan_numba_steps, simd_rows
+from anyres.ops.scan_numba_steps import (
+    CHUNK,
+    DELTA,
+    ROW,
+    STATES,
+    STEP,
+    ZERO,
+    X,
+    Y,
+    brief_softplus,
+    load4,
+    through,
+    through_briefly,
+)
 from anyres.ops.simd import (
     LANES,
     Floats,
     Numbers,
     compiled,
     decay,
-    is_slight,
     larger,
     load,
-    multiply_add,
     nonzero,
     number,
-    slight_decay,
     softplus,
     splat,
     spread,
     store,
 )
+from anyres.ops.simd_rows import put_number
 
-CHUNK = 64  # tokens between states that are kept; a multiple of LANES
-STEP = 4  # states that advance together: their sums wait for each other, those of others do not
-ZERO = np.float32(0)
-
-# Working memory of a task: for each token of a chunk a row of its steps, inputs and outputs; for
-# each state a row; for each token its input and output weights, one behind the other. (Planes a
-# little over 4 KB apart would be slower: a load waits for a store before it whose address has the
-# same lowest 12 bits.)
-DELTA, X, Y, ROW = (LANES * i for i in range(4))
-_STATES = ROW * CHUNK
+FAINT = np.float32(2.0**-24)  # beside an answer in bfloat16, what has decayed to this is nothing
 
 
 class Task(NamedTuple):
@@ -90,10 +94,16 @@ class Kept(NamedTuple):
 
 def work_size(states: int) -> int:
     """How many float32 of working memory a task needs."""
-    return _STATES + LANES * states + 2 * CHUNK * -(-states // LANES) * LANES
+    return STATES + LANES * states + 2 * CHUNK * -(-states // LANES) * LANES
 
 
-_compiled = compiled(__file__)
+_compiled = compiled(__file__, scan_numba_steps.__file__, simd_rows.__file__)
+
+
+@_compiled
+def is_brief(sources: Sources) -> bool:
+    """Whether to compute as exactly as bfloat16 input and output need, no more."""
+    return sources.u.itemsize == 2
 
 
 @_compiled
@@ -113,7 +123,7 @@ def fetch(
 
 
 @_compiled
-def put(task: Task, k: int, work: Floats, plane: int, row: int, target: Floats) -> None:
+def put(task: Task, k: int, work: Floats, plane: int, row: int, target: Numbers) -> None:
     """Copy chunk k back to (B, L, C)."""
     at = (task.sample * task.length + k * CHUNK) * task.channels + task.block * LANES
     for t in range(min(CHUNK, task.length - k * CHUNK)):
@@ -122,7 +132,7 @@ def put(task: Task, k: int, work: Floats, plane: int, row: int, target: Floats) 
             store(target, at + t * task.channels, load(work, place))
         else:
             for lane in range(task.width):
-                target[at + t * task.channels + lane] = work[place + lane]
+                put_number(target, at + t * task.channels + lane, work[place + lane])
 
 
 @_compiled
@@ -166,7 +176,9 @@ def _fetch_steps(task: Task, k: int, sources: Sources, strides: Strides, work: F
     if sources.bias.size:
         bias = load(sources.bias, task.block * LANES)
         for t in range(min(CHUNK, task.length - k * CHUNK)):
-            store(work, t * ROW + DELTA, softplus(load(work, t * ROW + DELTA) + bias))
+            raw = load(work, t * ROW + DELTA) + bias
+            step = brief_softplus(raw) if is_brief(sources) else softplus(raw)
+            store(work, t * ROW + DELTA, step)
 
 
 @_compiled
@@ -176,7 +188,7 @@ def _fetch_weights(
     """Copy a chunk's input weights, or those of outputs to the second half of the rows."""
     width = _width(task)
     at = (task.sample * task.length + k * CHUNK) * stride
-    to = _STATES + task.states * LANES + second * width
+    to = STATES + task.states * LANES + second * width
     for _t in range(min(CHUNK, task.length - k * CHUNK)):
         for n in range(0, task.states, LANES):
             if at + n + LANES <= source.size:
@@ -193,7 +205,7 @@ def forward(
     task: Task,
     sources: Sources,
     strides: Strides,
-    y: Floats,
+    y: Numbers,
     kept: Kept,
     keep: bool,
     work: Floats,
@@ -204,7 +216,7 @@ def forward(
     direct = load(sources.direct, task.block * LANES)
     passed = splat(ZERO)
     for n in range(states):
-        store(work, _STATES + n * LANES, splat(ZERO))
+        store(work, STATES + n * LANES, splat(ZERO))
     for k in range(task.chunks):
         if keep:
             _keep(task, k, kept, work, passed)
@@ -237,7 +249,7 @@ def forward(
 def _keep(task: Task, k: int, kept: Kept, work: Floats, passed: Any) -> None:
     place = task.number * (task.chunks + 1) + k
     for n in range(task.states):
-        state = load(work, _STATES + n * LANES)
+        state = load(work, STATES + n * LANES)
         store(kept.states, (place * task.states + n) * LANES, state)
     store(kept.sums, place * LANES, passed)
 
@@ -245,48 +257,13 @@ def _keep(task: Task, k: int, kept: Kept, work: Floats, passed: Any) -> None:
 @_compiled
 def _scan_chunk(task: Task, rows: int, n: int, sources: Sources, work: Floats, most: Any) -> None:
     """Advance states n to n + 3 through a chunk and add their part of the outputs."""
-    rate = (task.block * task.states + n) * LANES
-    r0, r1 = load(sources.rates, rate), load(sources.rates, rate + LANES)
-    r2, r3 = load(sources.rates, rate + 2 * LANES), load(sources.rates, rate + 3 * LANES)
-    at = _STATES + n * LANES
-    h = (
-        load(work, at),
-        load(work, at + LANES),
-        load(work, at + 2 * LANES),
-        load(work, at + 3 * LANES),
-    )
+    rates = load4(sources.rates, (task.block * task.states + n) * LANES)
     width = _width(task)
-    b = _STATES + task.states * LANES + n
-    few = is_slight(most, r0) and is_slight(most, r1)
-    if few and is_slight(most, r2) and is_slight(most, r3):
-        for t in range(rows):
-            d = load(work, t * ROW + DELTA)
-            e = slight_decay(d, r0), slight_decay(d, r1), slight_decay(d, r2), slight_decay(d, r3)
-            h = _advance(work, t, b + t * 2 * width, width, e, h)
+    at, b = STATES + n * LANES, STATES + task.states * LANES + n
+    if is_brief(sources):
+        through_briefly(work, rows, at, b, width, rates, most)
     else:
-        for t in range(rows):
-            d = load(work, t * ROW + DELTA)
-            e = decay(d, r0), decay(d, r1), decay(d, r2), decay(d, r3)
-            h = _advance(work, t, b + t * 2 * width, width, e, h)
-    store(work, at, h[0])
-    store(work, at + LANES, h[1])
-    store(work, at + 2 * LANES, h[2])
-    store(work, at + 3 * LANES, h[3])
-
-
-@_compiled
-def _advance(work: Floats, t: int, b: int, width: int, e: Any, h: Any) -> Any:
-    """Four states after token t, from those before it and their decays; adds to its outputs."""
-    x, y, c = load(work, t * ROW + X), load(work, t * ROW + Y), b + width
-    h0 = multiply_add(e[0], h[0], x * spread(work, b))
-    h1 = multiply_add(e[1], h[1], x * spread(work, b + 1))
-    h2 = multiply_add(e[2], h[2], x * spread(work, b + 2))
-    h3 = multiply_add(e[3], h[3], x * spread(work, b + 3))
-    y = multiply_add(spread(work, c), h0, y)
-    y = multiply_add(spread(work, c + 1), h1, y)
-    y = multiply_add(spread(work, c + 2), h2, y)
-    store(work, t * ROW + Y, multiply_add(spread(work, c + 3), h3, y))
-    return h0, h1, h2, h3
+        through(work, rows, at, b, width, rates, most)
 
 
 @_compiled
@@ -294,38 +271,49 @@ def _weigh_starts(task: Task, sources: Sources, work: Floats, passed: Any) -> No
     """Replace the end states g by w: s_1 = 0, s_{r+1} = g + P s_r, w = sum_r gamma_r s_r."""
     for n in range(task.states):
         power = decay(passed, load(sources.rates, (task.block * task.states + n) * LANES))
-        end = load(work, _STATES + n * LANES)
+        end = load(work, STATES + n * LANES)
         state = splat(ZERO)
         weighted = splat(ZERO)
         for r in range(1, task.cycles):
             state = power * state + end
             gamma = load(sources.gamma, (task.block * task.cycles + r) * LANES)
             weighted = gamma * state + weighted
-        store(work, _STATES + n * LANES, weighted)
+        store(work, STATES + n * LANES, weighted)
 
 
 @_compiled
-def _add_starts(task: Task, sources: Sources, strides: Strides, y: Floats, work: Floats) -> None:
+def _is_left(power: Any, sources: Sources) -> bool:
+    """Whether a decay leaves something of a state, in any lane."""
+    left: bool = nonzero(power)
+    if is_brief(sources):
+        left = nonzero(larger(power - splat(FAINT), splat(ZERO)))
+    return left
+
+
+@_compiled
+def _add_starts(task: Task, sources: Sources, strides: Strides, y: Numbers, work: Floats) -> None:
     """Add C_t q_t to the outputs, as far along the sequence as it has not died out."""
     before = splat(ZERO)
     width = _width(task)
     for k in range(task.chunks):
-        if not lasts(task, sources.rates, before):
-            return
         _fetch_steps(task, k, sources, strides, work)
         _fetch_weights(task, k, sources.c, strides.c, work, 1)
         fetch(task, k, y, task.channels, work, Y, ROW)
         after = to_sums(task, k, work, DELTA, ROW, before)
+        lasts = False
         for n in range(task.states):
             rate = load(sources.rates, (task.block * task.states + n) * LANES)
-            if not nonzero(decay(before, rate)):
+            if not _is_left(decay(before, rate), sources):
                 continue
-            start = load(work, _STATES + n * LANES)
-            c = _STATES + task.states * LANES + width + n
+            lasts = True
+            start = load(work, STATES + n * LANES)
+            c = STATES + task.states * LANES + width + n
             for t in range(min(CHUNK, task.length - k * CHUNK)):
                 row = t * ROW
                 left = decay(load(work, row + DELTA), rate)
                 seen = start * spread(work, c + t * 2 * width)
                 store(work, row + Y, left * seen + load(work, row + Y))
+        if not lasts:
+            return
         put(task, k, work, Y, ROW, y)
         before = after

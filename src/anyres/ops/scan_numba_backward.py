@@ -17,8 +17,6 @@ import numpy as np
 
 from anyres.ops import scan_numba, simd_rows
 from anyres.ops.scan_numba import (
-    CHUNK,
-    ZERO,
     Kept,
     Task,
     fetch,
@@ -27,6 +25,7 @@ from anyres.ops.scan_numba import (
     to_sums,
     total_weight,
 )
+from anyres.ops.scan_numba_steps import CHUNK, ZERO
 from anyres.ops.simd import (
     LANES,
     Floats,

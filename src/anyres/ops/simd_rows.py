@@ -13,8 +13,11 @@ from anyres.ops.simd import (
     LANES,
     _all,
     _constant,
+    _in_all_lanes,
+    _is_half,
     _multiply_add,
     _pointer,
+    _rounded,
     _upper,
     _vector,
 )
@@ -123,6 +126,33 @@ def _across(join: Callable[[Any, Any, Any], Any]) -> Any:
 
 total = _across(lambda builder, x, y: builder.fadd(x, y))
 largest = _across(_larger)
+
+
+@intrinsic
+def quotient(typing: Any, x: Any, y: Any) -> Any:
+    """The quotient x / y."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fdiv(*args)
+
+    return _vector(_vector, _vector), build
+
+
+@intrinsic
+def put_number(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write one number."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = context.cast(builder, args[1], signature.args[1], types.intp)
+        data = context.make_array(array)(context, builder, args[0]).data
+        found = args[2]
+        if _is_half(array):
+            lanes = _rounded(context, builder, _in_all_lanes(builder, found))
+            found = builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
+        builder.store(found, builder.gep(data, [index]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, types.float32), build
 
 
 @intrinsic

@@ -80,6 +80,24 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
         raise errors[0]
 
 
+def alone(work: Callable[[], T]) -> T:
+    """What a call returns, on a thread on which torch uses that thread alone; without gradients.
+
+    For small things before a ``share``: torch divides even 2,048 exponentials among its own
+    threads, and those then spin for 4 ms on cores that ours need.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return work()
+    inference = torch.is_inference_mode_enabled()
+
+    def run() -> T:
+        with torch.inference_mode(inference), torch.no_grad():
+            return work()
+
+    return _pool(threads, os.getpid()).submit(run).result()
+
+
 @lru_cache(maxsize=1)
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
     """The threads. They do not survive a fork: ``process`` makes a child start its own."""
