@@ -19,10 +19,12 @@ from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig, load_config
 from anyres.train.interaction import Annotator, Targets
-from anyres.train.loop import Trainer, rate, train
+from anyres.train.interactive import interactive_loss
+from anyres.train.loop import train
 from anyres.train.losses import dice, mask_iou, normalized_focal
 from anyres.train.muon import orthogonalize
 from anyres.train.samples import Batch, SampleStream, batches
+from anyres.train.trainer import Trainer, rate
 
 TINY = TrainConfig(
     steps=4, rounds=((64, 1),), objects=2, warmup=1, checkpoint_every=100, workers=0, threads=1
@@ -163,7 +165,7 @@ def test_what_a_run_saves_can_be_used(data, tmp_path):
 
 def test_steps_on_one_batch_lower_its_loss(data):
     config = replace(TINY, rounds=((64, 2),), steps=100, box_share=0.0, mask_share=0.0)
-    trainer = Trainer(config)
+    trainer = Trainer(config, interactive_loss)
     batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 2, workers=0))
     losses = [trainer.train_step(batch)["loss"] for _ in range(12)]
     assert max(losses[-3:]) < 0.85 * min(losses[:3])
@@ -176,12 +178,12 @@ def test_objects_too_small_to_click_on_have_a_loss():
     images = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
     batch = Batch(images, masks, torch.ones(2, 64, 64, dtype=torch.uint8), 0)
     config = replace(TINY, box_share=0.0, mask_share=0.0)
-    record = Trainer(config).train_step(batch)
+    record = Trainer(config, interactive_loss).train_step(batch)
     assert np.isfinite([record["loss"], record["norm"]]).all()
 
 
 def test_a_broken_gradient_stops_before_the_weights_break(data):
-    trainer = Trainer(TINY)
+    trainer = Trainer(TINY, interactive_loss)
     trainer.model.mask_decoder.iou_token.weight.register_hook(lambda grad: grad * np.nan)
     before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
     batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 1, workers=0))
@@ -194,18 +196,18 @@ def test_a_broken_gradient_stops_before_the_weights_break(data):
 def test_a_run_starts_from_weights_of_its_model_alone(data, tmp_path):
     train(replace(TINY, steps=1), data, tmp_path, silent)
     start = str(tmp_path / "model.safetensors")
-    trainer = Trainer(replace(TINY, start=start))
+    trainer = Trainer(replace(TINY, start=start), interactive_loss)
     saved = checkpoint.load(tmp_path)["average"]
     assert all(torch.equal(t, saved[n]) for n, t in trainer.model.state_dict().items())
     # What a model once saw stays in its list, through other data and a stop.
     one = data / "discs" / "images" / "0.png"
     trainer.learns_from({"discs": ["0123456789abcdef"], "more": [picture_checksum(one)]})
-    resumed = Trainer(replace(TINY, start=start))
+    resumed = Trainer(replace(TINY, start=start), interactive_loss)
     resumed.load_state(trainer.state())
     seen = resumed.average.model.trained_on
     assert {name: len(pictures) for name, pictures in seen.items()} == {"discs": 9, "more": 1}
     with pytest.raises(WeightsError, match="holds the model 'default' and not 'sam_ti'"):
-        Trainer(replace(TINY, model="sam_ti", start=start))
+        Trainer(replace(TINY, model="sam_ti", start=start), interactive_loss)
 
 
 def test_a_worker_that_dies_is_told(data, tmp_path, monkeypatch):
@@ -218,7 +220,10 @@ def test_a_worker_that_dies_is_told(data, tmp_path, monkeypatch):
 
 
 def test_a_changed_setting_counts_when_a_run_goes_on(data):
-    before, after = Trainer(TINY), Trainer(replace(TINY, weight_decay=0.5, matrix_lr=0.1))
+    before, after = (
+        Trainer(TINY, interactive_loss),
+        Trainer(replace(TINY, weight_decay=0.5, matrix_lr=0.1), interactive_loss),
+    )
     batch = next(batches(SampleStream(data, size=64, objects=2, seed=0), 1, workers=0))
     before.train_step(batch)
     after.load_state(before.state())
@@ -269,7 +274,7 @@ def test_a_run_of_another_model_is_an_error(data, tmp_path):
 
 
 def test_a_checkpoint_of_another_shape_is_an_error(data, tmp_path):
-    state = Trainer(TINY).state()
+    state = Trainer(TINY, interactive_loss).state()
     state["model"]["mask_decoder.iou_token.weight"] = torch.zeros(1, 3)
     checkpoint.save(tmp_path, state)
     with pytest.raises(WeightsError, match="does not fit this version's model"):
@@ -312,3 +317,27 @@ def test_missing_recipe(tmp_path):
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(InputError, match="is not TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+def test_only_what_is_named_is_trained(data):
+    names = ("mask_decoder.iou_*", "image_encoder.patch_embed.block_s8.norm")
+    trainer = Trainer(replace(TINY, train=names), interactive_loss)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train_step(next(batches(SampleStream(data, size=64, objects=2, seed=0), 1, workers=0)))
+    changed = {
+        name
+        for name, tensor in trainer.model.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert changed
+    parts = {".".join(name.split(".")[:2]) for name in changed}
+    assert parts == {
+        "mask_decoder.iou_token",
+        "mask_decoder.iou_prediction_head",
+        "image_encoder.patch_embed",
+    }
+    # Of the stem the one norm alone, its statistics included; those of frozen norms stay.
+    stem = {name.rpartition(".")[0] for name in changed if "patch_embed" in name}
+    assert stem == {"image_encoder.patch_embed.block_s8.norm"}
+    with pytest.raises(InputError, match=r"'image_decoder'.* there are: .*mask_decoder"):
+        Trainer(replace(TINY, train=("image_decoder",)), interactive_loss)

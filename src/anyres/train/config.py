@@ -15,6 +15,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 # The least that makes sense; what is not here is at least 0.
 _LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "checkpoint_every": 1}
+TASKS = ("interactive", "distil")
 _SHARES = ("click_decay", "box_share", "mask_share", "forget_share", "decay", "ema")
 
 
@@ -28,8 +29,10 @@ class TrainConfig:
         InputError: a number out of its range.
     """
 
+    task: str = "interactive"
     model: str = "default"
     start: str = ""
+    train: tuple[str, ...] = ()
     seed: int = 0
     steps: int = 4300
     rounds: tuple[tuple[int, int], ...] = ((256, 6), (256, 6), (384, 3), (256, 6), (512, 2))
@@ -55,6 +58,9 @@ class TrainConfig:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            known = " or ".join(map(repr, TASKS))
+            raise InputError(f"task is {self.task!r}; it must be {known}")
         if not self.rounds:
             raise InputError("rounds is empty; it needs at least one [size, pictures]")
         for name, value in vars(self).items():

@@ -1,0 +1,79 @@
+"""What a run teaches: the loss of a batch, and where the batches come from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.random import Generator
+from torch import Tensor
+
+from anyres.errors import InputError
+from anyres.models.segmenter import Segmenter
+from anyres.train.config import TrainConfig
+from anyres.train.interactive import interactive_loss
+from anyres.train.samples import SampleStream, batches
+
+
+class Objective(Protocol):
+    """The loss of a model on a batch."""
+
+    def __call__(
+        self, model: Segmenter, batch: Any, config: TrainConfig, rng: Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Compute it, with its graph.
+
+        Args:
+            model: what is trained; in training mode but for what is frozen.
+            batch: as its ``Task`` makes them, on the model's device.
+            config: the settings.
+            rng: the same for the same step of a run, whatever came before.
+
+        Returns:
+            The loss, the mean over the batch, and what the log records beside it.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a run teaches.
+
+    Attributes:
+        objective: the loss of a batch.
+        batches: the run's batches without end, from one of a given number on.
+        pictures: files that the batches are made of, by data set.
+    """
+
+    objective: Objective
+    batches: Callable[[int], Iterator[Any]]
+    pictures: Mapping[str, Sequence[Path]]
+
+
+def find_task(config: TrainConfig, data: Path) -> Task:
+    """Make the task that ``config.task`` names.
+
+    Args:
+        config: the settings.
+        data: folder of training sets.
+
+    Raises:
+        InputError: no such task, or no data.
+    """
+    if config.task == "interactive":
+        return _interactive(config, data)
+    raise InputError(f"the task {config.task!r} is not known here")
+
+
+def _interactive(config: TrainConfig, data: Path) -> Task:
+    stream = SampleStream(
+        data,
+        size=config.rounds[0][0],
+        objects=config.objects,
+        seed=config.seed,
+        weights=config.sampling or None,
+    )
+
+    def feed(start: int) -> Iterator[Any]:
+        return batches(stream, config.rounds, start=start, workers=config.workers)
+
+    return Task(interactive_loss, feed, stream.pictures())
