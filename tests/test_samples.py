@@ -68,8 +68,8 @@ def test_a_sample_depends_on_seed_and_index_alone(root):
 
 def test_masks_lie_on_their_objects(root, monkeypatch):
     monkeypatch.setattr("anyres.train.samples.photometric", lambda image, rng: image.copy())
-    stream = SampleStream(root, size=64, objects=3, seed=2)
-    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 0.0)
+    monkeypatch.setitem(RULES, "shapes", Rule())
+    stream = SampleStream(root, size=64, objects=3, seed=2, drawn=0)
     seen = 0
     for sample in islice(stream, 30):
         for mask in sample.masks:
@@ -93,9 +93,8 @@ def test_pasted_objects_hide_what_is_below(root, monkeypatch):
             assert count.max() == 1
 
 
-def test_drawn_objects_join_the_masks(root, monkeypatch):
-    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 1.0)
-    stream = SampleStream(root, size=64, objects=4, seed=0)
+def test_drawn_objects_join_the_masks(root):
+    stream = SampleStream(root, size=64, objects=4, seed=0, drawn=1)
     rng = np.random.default_rng(0)
     drawn = 0
     for _ in range(40):

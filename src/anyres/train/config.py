@@ -14,9 +14,10 @@ from anyres.models.typed import typed
 RECIPES = Path(__file__).parent / "recipes"
 
 # The least that makes sense; what is not here is at least 0.
-_LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "checkpoint_every": 1}
+_LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "long_side": 16, "checkpoint_every": 1}
 TASKS = ("interactive", "distil")
-_SHARES = ("click_decay", "box_share", "mask_share", "forget_share", "decay", "ema")
+_CLICKS = ("click_decay", "box_share", "mask_share", "forget_share")
+_SHARES = (*_CLICKS, "pasted", "drawn", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,10 @@ class TrainConfig:
 
     task: str = "interactive"
     model: str = "default"
+    image_size: int = 0
     start: str = ""
+    teacher: str = ""
+    distance: bool = False
     train: tuple[str, ...] = ()
     seed: int = 0
     steps: int = 4300
@@ -39,6 +43,9 @@ class TrainConfig:
     objects: int = 4
     max_clicks: int = 8
     click_decay: float = 0.6
+    long_side: int = 1000
+    pasted: float = 0.4
+    drawn: float = 0.35
     box_share: float = 0.15
     mask_share: float = 0.1
     forget_share: float = 0.2
@@ -61,6 +68,8 @@ class TrainConfig:
         if self.task not in TASKS:
             known = " or ".join(map(repr, TASKS))
             raise InputError(f"task is {self.task!r}; it must be {known}")
+        if self.task == "distil" and not self.teacher:
+            raise InputError("distil needs a teacher: set it to a file of weights")
         if not self.rounds:
             raise InputError("rounds is empty; it needs at least one [size, pictures]")
         for name, value in vars(self).items():

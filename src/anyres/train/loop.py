@@ -19,7 +19,6 @@ import torch
 from anyres.data.datasets import picture_checksum
 from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.files import write_text
-from anyres.models import weights
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig
 from anyres.train.objectives import find_task
@@ -144,4 +143,4 @@ def _naming_dead_workers() -> Iterator[None]:
 
 def _save(trainer: Trainer, out: Path) -> None:
     checkpoint.save(out, trainer.state())
-    weights.save(trainer.average.model, out / "model.safetensors")
+    trainer.write_weights(out / "model.safetensors")

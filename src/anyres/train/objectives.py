@@ -71,6 +71,9 @@ def _interactive(config: TrainConfig, data: Path) -> Task:
         objects=config.objects,
         seed=config.seed,
         weights=config.sampling or None,
+        long_side=config.long_side,
+        pasted=config.pasted,
+        drawn=config.drawn,
     )
 
     def feed(start: int) -> Iterator[Any]:

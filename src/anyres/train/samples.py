@@ -22,9 +22,9 @@ from anyres.train.sources import Cache, Source, cut_out, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
 LARGEST = 0.8
-SYNTHETIC = 0.35  # share of samples with drawn objects
 WIRES = 0.35  # share of those with wires
 CACHE_BYTES = 6 << 30
+ATTEMPTS = 60  # crops for a sample until one holds an object
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,9 @@ class SampleStream:
         objects: int,
         seed: int,
         weights: Mapping[str, float] | None = None,
+        long_side: int = 1000,
+        pasted: float = 0.4,
+        drawn: float = 0.35,
     ) -> None:
         """List the sets; pictures are decoded when first drawn.
 
@@ -89,6 +92,9 @@ class SampleStream:
             objects: how many masks a sample has; a crop with fewer repeats some.
             seed: of all random draws, 0 or more.
             weights: share of each set; those not named keep their usual one.
+            long_side: pictures are kept at most this long, in pixels.
+            pasted: share of samples with cut-outs pasted over them, where sets give any.
+            drawn: share of samples with shapes or wires drawn over them.
 
         Raises:
             InputError: a size, count, seed or weight out of range, or no data under ``root``.
@@ -98,6 +104,8 @@ class SampleStream:
         self.size = size
         self.objects = objects
         self.seed = seed
+        self.pasted = pasted
+        self.drawn = drawn
         sources = find_sources(Path(root), dict(weights or {}))
         self._sources = [s for s in sources if any(entry.maps for entry in s.entries)]
         self._weights = _shares([s.rule.weight for s in self._sources])
@@ -107,7 +115,7 @@ class SampleStream:
             s.name: tuple(entry for entry in s.entries if entry.maps) for s in self._sources
         }
         self._plain = [(s, e) for s in sources for e in s.entries if not e.maps]
-        self._cache = Cache(CACHE_BYTES)
+        self._cache = Cache(CACHE_BYTES, long_side)
 
     def pictures(self) -> dict[str, list[Path]]:
         """Tell which pictures samples are made of, by set, those for backgrounds included."""
@@ -131,27 +139,28 @@ class SampleStream:
             size: side in pixels; None is the stream's own.
         """
         rng = np.random.default_rng((self.seed, index))
-        side = size or self.size
-        for _ in range(20):
-            scene = self._composed(rng, side)
+        # Drawn once: sets whose crops often hold nothing have their share, too.
+        source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
+        for _ in range(ATTEMPTS):
+            scene = self._composed(source, rng, size or self.size)
             if scene.masks:
-                break
-        else:
-            raise InputError("20 crops in a row held no object; are the masks empty?")
-        return self._finished(scene, rng)
+                return self._finished(scene, rng)
+        raise InputError(
+            f"{ATTEMPTS} crops of {source.name} in a row held no object of a usable size; "
+            "are its masks empty?"
+        )
 
-    def _composed(self, rng: Generator, side: int) -> _Scene:
+    def _composed(self, source: Source, rng: Generator, side: int) -> _Scene:
         """Take a crop and perhaps paste things over it."""
-        pasting = rng.random() < 0.4
+        pasting = rng.random() < self.pasted
         if pasting and self._plain and rng.random() < 0.3:
             _, entry = self._plain[int(rng.integers(len(self._plain)))]
             scene = _plain_crop(self._cache.picture(entry), side, rng)
         else:
-            source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
             scene = self._crop(source, side, rng)
         if pasting and self._cutters:
             scene = self._pasted(scene, rng)
-        if scene.masks and rng.random() < SYNTHETIC:
+        if scene.masks and rng.random() < self.drawn:
             scene = self._synthetic(scene, rng)
         return scene
 

@@ -18,7 +18,6 @@ from anyres.data.layouts.folder import Entry, list_entries
 from anyres.data.maps import Kind, Objects, objects_of
 from anyres.errors import InputError
 
-LONG_SIDE = 1000  # pictures are kept at most this long: a sample is smaller still
 CRUMB = 2e-4  # parts of a class map below this share of the picture are no objects of their own
 
 
@@ -71,6 +70,8 @@ RULES = {
     "dsb2018": Rule(0.02, "instance", union=0.1, turn=True, cut=0.03),
     "magtile": Rule(0.02, "binary", turn=True),
 }
+# Of what nobody has looked at: objects may be thin, which costs others nothing to speak of.
+UNKNOWN = Rule(thin=True, cut=0.05)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +229,7 @@ def find_sources(root: Path, weights: dict[str, float] | None = None) -> list[So
     for folder in folders:
         if not (folder / "images").is_dir():
             continue
-        rule = RULES.get(folder.name, Rule())
+        rule = RULES.get(folder.name, UNKNOWN)
         weight = (weights or {}).get(folder.name, rule.weight)
         if weight < 0:
             raise InputError(f"the weight of {folder.name} is {weight}; give 0 or more")
@@ -247,24 +248,28 @@ def find_sources(root: Path, weights: dict[str, float] | None = None) -> list[So
 
 
 class Cache:
-    """Decoded pictures and label maps, up to a number of bytes; the oldest go first."""
+    """Decoded pictures and label maps, up to a number of bytes; the oldest go first.
 
-    def __init__(self, limit: int) -> None:
+    Pictures longer than ``long_side`` pixels are shrunk to that.
+    """
+
+    def __init__(self, limit: int, long_side: int = 1000) -> None:
         """Start empty."""
         self.limit = limit
+        self.long_side = long_side
         self._used = 0
         self._sizes: dict[Path, tuple[int, ...]] = {}
         self._kept: OrderedDict[tuple[Path, int], tuple[Any, int]] = OrderedDict()
 
     def picture(self, entry: Entry) -> NDArray[np.uint8]:
-        """Return a picture, (H, W, 3) uint8, at most `LONG_SIDE` long."""
+        """Return a picture, (H, W, 3) uint8, at most ``long_side`` long."""
         key = (entry.image, -1)
         if key not in self._kept:
             cv2 = opencv()
             image = read_image(entry.image)
             height, width = self._sizes[entry.image] = image.shape[:2]
-            if max(height, width) > LONG_SIDE:
-                scale = LONG_SIDE / max(height, width)
+            if max(height, width) > self.long_side:
+                scale = self.long_side / max(height, width)
                 size = (max(1, round(width * scale)), max(1, round(height * scale)))
                 image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             self._keep(key, image, image.nbytes)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,14 @@ import torch
 from torch import nn
 
 from anyres.errors import AnyresError
-from anyres.models import weights
-from anyres.models.build import build
-from anyres.models.config import preset
+from anyres.models import parts, weights
 from anyres.ops.precision import resolve_dtype
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig
 from anyres.train.freezing import freeze, train_mode
 from anyres.train.muon import Muon, split_parameters
 from anyres.train.objectives import Objective
+from anyres.train.start import find_start
 
 
 class Trainer:
@@ -30,11 +30,8 @@ class Trainer:
         self.objective = objective
         self.step = 0
         torch.manual_seed(config.seed)
-        self.model = (
-            weights.load_weights(config.model, config.start)
-            if config.start
-            else build(preset(config.model))
-        )
+        start = find_start(config)
+        self.model, self.base = start.model, start.base
         freeze(self.model, config.train)
         matrices, others = split_parameters(self.model)
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -78,6 +75,14 @@ class Trainer:
             name: sorted({*model.trained_on.get(name, ()), *sets.get(name, ())})
             for name in {*model.trained_on, *sets}
         }
+
+    def write_weights(self, path: Path) -> None:
+        """Write the averaged weights: all, or those trained where the run names them."""
+        model = self.average.model
+        if self.base is None:
+            weights.save(model, path)
+        else:
+            parts.save_part(model, parts.trained_names(self.model), self.base, path)
 
     def train_step(self, batch: Any) -> dict[str, float]:
         """One step on one batch; gives what the log records."""
