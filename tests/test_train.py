@@ -312,7 +312,7 @@ def test_recipe_states_the_defaults():
 
 
 def test_missing_recipe(tmp_path):
-    with pytest.raises(InputError, match="one of: adapt, .*scratch"):
+    with pytest.raises(InputError, match=r"one of: adapt, .*scratch"):
         load_config(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(InputError, match="is not TOML"):

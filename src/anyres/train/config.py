@@ -14,7 +14,14 @@ from anyres.models.typed import typed
 RECIPES = Path(__file__).parent / "recipes"
 
 # The least that makes sense; what is not here is at least 0.
-_LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "long_side": 16, "checkpoint_every": 1}
+_LEAST = {
+    "steps": 1,
+    "objects": 1,
+    "views": 1,
+    "max_clicks": 2,
+    "long_side": 16,
+    "checkpoint_every": 1,
+}
 TASKS = ("interactive", "distil")
 _CLICKS = ("click_decay", "box_share", "mask_share", "forget_share")
 _SHARES = (*_CLICKS, "pasted", "drawn", "decay", "ema")
@@ -35,6 +42,8 @@ class TrainConfig:
     image_size: int = 0
     start: str = ""
     teacher: str = ""
+    views: int = 1
+    cache: str = ""
     distance: bool = False
     train: tuple[str, ...] = ()
     seed: int = 0

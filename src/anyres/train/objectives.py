@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.random import Generator
 from torch import Tensor
 
-from anyres.errors import InputError
 from anyres.models.segmenter import Segmenter
 from anyres.train.config import TrainConfig
+from anyres.train.distil import distil_loss, lessons, prepare
 from anyres.train.interactive import interactive_loss
 from anyres.train.samples import SampleStream, batches
 
@@ -57,11 +58,10 @@ def find_task(config: TrainConfig, data: Path) -> Task:
         data: folder of training sets.
 
     Raises:
-        InputError: no such task, or no data.
+        InputError: no data.
+        WeightsError: a teacher that cannot be read.
     """
-    if config.task == "interactive":
-        return _interactive(config, data)
-    raise InputError(f"the task {config.task!r} is not known here")
+    return _distil(config, data) if config.task == "distil" else _interactive(config, data)
 
 
 def _interactive(config: TrainConfig, data: Path) -> Task:
@@ -80,3 +80,9 @@ def _interactive(config: TrainConfig, data: Path) -> Task:
         return batches(stream, config.rounds, start=start, workers=config.workers)
 
     return Task(interactive_loss, feed, stream.pictures())
+
+
+def _distil(config: TrainConfig, data: Path) -> Task:
+    views, store = prepare(config, data)
+    pictures = {data.resolve().name: sorted({view.path for view in views})}
+    return Task(distil_loss, partial(lessons, config, views, store), pictures)

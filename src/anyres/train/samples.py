@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -303,6 +303,7 @@ def _turned(scene: _Scene, quarters: int) -> _Scene:
     return _Scene(image, masks, valid, inside)
 
 
+_Made = TypeVar("_Made")
 Plan = int | Sequence[tuple[int, int]]
 
 
@@ -358,8 +359,21 @@ def batches(
     rounds = [(stream.size, plan)] if isinstance(plan, int) else list(plan)
     if not rounds or any(size < 16 or number < 1 for size, number in rounds):
         raise InputError(f"the plan {plan} needs sizes from 16 and at least 1 sample a batch")
+    return made_ahead(_Batches(stream, rounds), start=start, workers=workers)
+
+
+def made_ahead(
+    numbered: torch.utils.data.Dataset[_Made], *, start: int, workers: int
+) -> Iterator[_Made]:
+    """Yield what stands under ``start``, ``start`` + 1, ... without end, made in other processes.
+
+    Args:
+        numbered: gives batches by their numbers.
+        start: number of the first.
+        workers: processes; 0 makes the batches in this one.
+    """
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Batches(stream, rounds),
+        numbered,
         batch_size=None,
         sampler=_From(start),
         num_workers=workers,
