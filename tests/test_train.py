@@ -22,7 +22,7 @@ from anyres.train.interaction import Annotator, Targets
 from anyres.train.interactive import interactive_loss
 from anyres.train.loop import train
 from anyres.train.losses import dice, mask_iou, normalized_focal
-from anyres.train.muon import orthogonalize
+from anyres.train.muon import Muon, orthogonalize
 from anyres.train.samples import Batch, SampleStream, batches
 from anyres.train.trainer import Trainer, rate
 
@@ -67,7 +67,7 @@ def test_focal_loss_golden(golden, case, arguments, weight):
     logits = tensors[f"in::nfl_{case}::logits"][:, 0].requires_grad_()
     labels = tensors[f"in::nfl_{case}::labels"]
     loss = weight * normalized_focal(
-        logits, (labels == 1).float(), (labels != 255).float(), **arguments
+        logits.sigmoid(), (labels == 1).float(), (labels != 255).float(), **arguments
     )
     loss.sum().backward()
     wanted, grad = tensors[f"out::nfl_{case}::loss"], tensors[f"out::nfl_{case}::grad"]
@@ -80,22 +80,45 @@ def test_losses_of_perfect_and_opposite_masks():
     target[:, 2:6, 2:6] = 1
     valid = torch.ones_like(target)
     right = (target - 0.5) * 40
-    assert dice(right, target, valid).item() < 1e-6
-    assert dice(-right, target, valid).item() > 0.95
+    assert dice(right.sigmoid(), target, valid).item() < 1e-6
+    assert dice((-right).sigmoid(), target, valid).item() > 0.95
     assert mask_iou(right, target, valid).item() == 1
     assert mask_iou(-right, target, valid).item() == 0
     valid[:, :, :4] = 0  # the left half is void: mistakes there do not count
     wrong_left = torch.where(valid > 0, right, -right)
     assert mask_iou(wrong_left, target, valid).item() == 1
-    assert dice(wrong_left, target, valid).item() < 1e-6
+    assert dice(wrong_left.sigmoid(), target, valid).item() < 1e-6
 
 
 def test_orthogonalize():
     torch.manual_seed(0)
-    for shape in ((20, 50), (50, 20)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+    for shape in ((20, 50), (16, 16)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(3, *shape)).float())
         assert values.min() > 0.5
         assert values.max() < 1.5
+
+
+def test_muon_takes_matrices_of_one_shape_together_and_tall_ones_lying():
+    torch.manual_seed(0)
+    shapes = [(20, 50), (50, 20), (20, 50), (5, 2, 3, 3)]
+    gradients = [torch.randn(shape) for shape in shapes]
+
+    def trained(numbers):
+        params = [torch.ones(shapes[i], requires_grad=True) for i in numbers]
+        for p, i in zip(params, numbers, strict=True):
+            p.grad = gradients[i].clone()
+        optimizer = Muon(params, lr=0.1, weight_decay=0.5)
+        optimizer.step()
+        return [p.detach() for p in params]
+
+    together = trained(range(4))
+    for i, one in enumerate(together):
+        (alone,) = trained([i])
+        assert (one - alone).abs().max() < 1e-4
+        moved = 0.95 - one.flatten(1)
+        # The root mean square of an update is 0.2 times the rate, and its sign the gradient's.
+        assert moved.square().mean().sqrt() == pytest.approx(0.02, rel=0.2)
+        assert (moved * gradients[i].flatten(1)).sum() > 0
 
 
 def test_rate():
@@ -112,15 +135,15 @@ def test_annotator_clicks_the_middle_then_the_error():
     masks[0, 1, 0:4, 0:40] = 1
     valid = torch.ones(1, 40, 40, dtype=torch.uint8)
     targets = Targets.from_full(masks, valid)
-    annotator = Annotator(targets, np.random.default_rng(0))
+    annotator = Annotator(targets, np.random.default_rng(0).spawn(2))
     annotator.click(None)
     xy, labels = annotator.points()
     assert labels.tolist() == [[1], [1]]
     assert (xy[0, 0] - 20).abs().max() <= 2
     # The first object is found and nothing else; of the second nothing, and a false square.
-    logits = torch.full((2, 20, 20), -1.0)
-    logits[0] = targets.mask[0] * 2 - 1
-    logits[1, 10:20, 10:20] = 1
+    logits = torch.full((2, 1, 10, 10), -1.0)
+    logits[0, 0, 2:8, 2:8] = 1
+    logits[1, 0, 5:10, 5:10] = 1
     annotator.click(logits)
     _, labels = annotator.points()
     assert labels.tolist() == [[1, -1], [1, 0]]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anyres.errors import WeightsError
 from anyres.files import atomic_write
@@ -26,8 +27,8 @@ class Average:
         """Move the average towards the model; young averages move faster."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for mine, other in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(other, 1 - decay)
+        mine: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(mine, list(model.parameters()), 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
 

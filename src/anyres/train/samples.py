@@ -51,12 +51,19 @@ class Batch:
         masks: (B, objects, S, S) uint8 0/1.
         valid: (B, S, S) uint8 0/1.
         number: which batch of the run this is, from 0.
+        place: of its first sample among those of its step, of which it may be a share.
     """
 
     images: torch.Tensor
     masks: torch.Tensor
     valid: torch.Tensor
     number: int
+    place: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        images, masks, valid = (x.to(device) for x in (self.images, self.masks, self.valid))
+        return Batch(images, masks, valid, self.number, self.place)
 
 
 @dataclass(frozen=True, eq=False)
