@@ -17,7 +17,15 @@ Train the embedded model anew; DATA holds one folder a set, with images/ and mas
 
   anyres train scratch --data DATA --out runs/first
 
-The same, shorter and on one thread; Ctrl-C stops it, the same line goes on:
+Fine-tune the embedded model on a folder of your own, with images/ and masks/:
+
+  anyres train adapt --data MYFOLDER --out runs/mine
+
+Distil a SAM into a small HRSAM; any folder of pictures does:
+
+  anyres train distil --data PICTURES --out runs/small --set teacher=sam_vit_b_01ec64.pth
+
+The first again, shorter and on one thread; Ctrl-C stops it, the same line goes on:
 
   anyres train scratch --data DATA --out runs/short --set steps=500 --set threads=1
 
@@ -25,6 +33,14 @@ Use what came out:
 
   anyres predict cat.jpg --point 420,310 --weights runs/first/model.safetensors
 """
+
+# What the log records -> what it is called on the screen.
+_SHOWN = {
+    "loss": "loss",
+    "iou_first": "IoU at the first prompt",
+    "iou_last": "at the last",
+    "unexplained": "unexplained",
+}
 
 
 def train(
@@ -73,15 +89,16 @@ def _run(config: "TrainConfig", data: Path, out: Path) -> None:
         task = progress.add_task("", total=config.steps)
 
         def report(step: int, record: dict[str, float]) -> None:
-            for name in ("loss", "iou_first", "iou_last"):
+            for name in record.keys() & _SHOWN.keys():
                 mean[name] = 0.95 * mean.get(name, record[name]) + 0.05 * record[name]
-            text = (
-                f"loss {mean['loss']:.3f}, IoU at the first prompt {mean['iou_first']:.3f}, "
-                f"at the last {mean['iou_last']:.3f}"
-            )
-            progress.update(task, completed=step, description=text)
+            shown = (f"{text} {mean[name]:.3f}" for name, text in _SHOWN.items() if name in mean)
+            progress.update(task, completed=step, description=", ".join(shown))
 
-        finished = run(config, data, out, report)
+        def prepared(done: int, total: int) -> None:
+            text = "" if done == total else f"the teacher has seen {done} of {total}"
+            progress.update(task, description=text)
+
+        finished = run(config, data, out, report, prepared)
         if finished:
             progress.update(task, completed=config.steps)
     if finished:

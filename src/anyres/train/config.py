@@ -44,6 +44,7 @@ class TrainConfig:
     teacher: str = ""
     views: int = 1
     cache: str = ""
+    native_limit: int = 0
     distance: bool = False
     train: tuple[str, ...] = ()
     seed: int = 0
@@ -72,6 +73,7 @@ class TrainConfig:
     threads: int = 0
     workers: int = 1
     sampling: Mapping[str, float] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

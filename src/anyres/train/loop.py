@@ -21,7 +21,7 @@ from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.files import write_text
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig
-from anyres.train.objectives import find_task
+from anyres.train.objectives import Prepared, find_task
 from anyres.train.trainer import Trainer
 
 Report = Callable[[int, dict[str, float]], None]
@@ -49,7 +49,9 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
+def train(
+    config: TrainConfig, data: Path, out: Path, report: Report, prepared: Prepared | None = None
+) -> bool:
     """Run to the end, or until asked to stop; goes on if the folder holds a checkpoint.
 
     Args:
@@ -57,6 +59,8 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
         data: folder of training sets.
         out: folder of the run; made if need be.
         report: called after each step with the steps done and what the log records.
+        prepared: called while a teacher looks at the pictures, with how many it has seen of how
+            many.
 
     Returns:
         Whether the run is finished.
@@ -69,7 +73,7 @@ def train(config: TrainConfig, data: Path, out: Path, report: Report) -> bool:
     if config.threads:
         torch.set_num_threads(config.threads)
     out.mkdir(parents=True, exist_ok=True)
-    task = find_task(config, data)
+    task = find_task(config, data, prepared)
     trainer = Trainer(config, task.objective)
     saved = checkpoint.load(out)
     if saved is not None:

@@ -50,18 +50,24 @@ class Task:
     pictures: Mapping[str, Sequence[Path]]
 
 
-def find_task(config: TrainConfig, data: Path) -> Task:
+Prepared = Callable[[int, int], None]
+
+
+def find_task(config: TrainConfig, data: Path, prepared: Prepared | None = None) -> Task:
     """Make the task that ``config.task`` names.
 
     Args:
         config: the settings.
-        data: folder of training sets.
+        data: folder of training sets; of pictures for ``distil``.
+        prepared: called while a teacher looks at them, with how many it has seen of how many.
 
     Raises:
         InputError: no data.
         WeightsError: a teacher that cannot be read.
     """
-    return _distil(config, data) if config.task == "distil" else _interactive(config, data)
+    if config.task == "distil":
+        return _distil(config, data, prepared)
+    return _interactive(config, data)
 
 
 def _interactive(config: TrainConfig, data: Path) -> Task:
@@ -70,7 +76,8 @@ def _interactive(config: TrainConfig, data: Path) -> Task:
         size=config.rounds[0][0],
         objects=config.objects,
         seed=config.seed,
-        weights=config.sampling or None,
+        weights=config.sampling,
+        layouts=config.layouts,
         long_side=config.long_side,
         pasted=config.pasted,
         drawn=config.drawn,
@@ -82,7 +89,7 @@ def _interactive(config: TrainConfig, data: Path) -> Task:
     return Task(interactive_loss, feed, stream.pictures())
 
 
-def _distil(config: TrainConfig, data: Path) -> Task:
-    views, store = prepare(config, data)
+def _distil(config: TrainConfig, data: Path, prepared: Prepared | None) -> Task:
+    views, store = prepare(config, data, prepared)
     pictures = {data.resolve().name: sorted({view.path for view in views})}
     return Task(distil_loss, partial(lessons, config, views, store), pictures)

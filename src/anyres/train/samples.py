@@ -87,6 +87,7 @@ class SampleStream:
         objects: int,
         seed: int,
         weights: Mapping[str, float] | None = None,
+        layouts: Mapping[str, str] | None = None,
         long_side: int = 1000,
         pasted: float = 0.4,
         drawn: float = 0.35,
@@ -98,7 +99,8 @@ class SampleStream:
             size: side of a sample in pixels.
             objects: how many masks a sample has; a crop with fewer repeats some.
             seed: of all random draws, 0 or more.
-            weights: share of each set; those not named keep their usual one.
+            weights: share of each set, see `find_sources`.
+            layouts: of sets that are no plain folders, see `find_sources`.
             long_side: pictures are kept at most this long, in pixels.
             pasted: share of samples with cut-outs pasted over them, where sets give any.
             drawn: share of samples with shapes or wires drawn over them.
@@ -113,14 +115,12 @@ class SampleStream:
         self.seed = seed
         self.pasted = pasted
         self.drawn = drawn
-        sources = find_sources(Path(root), dict(weights or {}))
-        self._sources = [s for s in sources if any(entry.maps for entry in s.entries)]
+        sources = find_sources(Path(root), weights, layouts)
+        self._sources = [s for s in sources if s.marked]
         self._weights = _shares([s.rule.weight for s in self._sources])
         self._cutters = [s for s in self._sources if s.rule.cut > 0]
         self._cut_weights = _shares([s.rule.cut for s in self._cutters])
-        self._marked = {
-            s.name: tuple(entry for entry in s.entries if entry.maps) for s in self._sources
-        }
+        self._marked = {s.name: s.marked for s in self._sources}
         self._plain = [(s, e) for s in sources for e in s.entries if not e.maps]
         self._cache = Cache(CACHE_BYTES, long_side)
 

@@ -105,7 +105,9 @@ def _config(config: TrainConfig) -> ModelConfig:
 
 
 def _adapted(model: Segmenter, config: TrainConfig) -> Segmenter:
-    """Give SAM's global attention a penalty on distance that is learned, if that is asked for."""
+    """Change what the settings change of a model's own: its usual size, its length adaptation."""
+    if config.native_limit:
+        model.config = replace(model.config, native_limit=config.native_limit)
     if not config.distance:
         return model
     encoder = model.config.encoder
