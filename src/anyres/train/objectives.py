@@ -12,7 +12,7 @@ from anyres.errors import InputError
 from anyres.models.segmenter import Segmenter
 from anyres.train.config import TrainConfig
 from anyres.train.interactive import interactive_loss
-from anyres.train.samples import SampleStream, batches
+from anyres.train.samples import SampleStream, Share, batches
 
 
 class Objective(Protocol):
@@ -40,7 +40,8 @@ class Task:
 
     Attributes:
         objective: the loss of a batch.
-        batches: the run's batches without end, from one of a given number on.
+        batches: the batches of this process without end, from those of a given step on; each is
+            brought to a device by ``to`` (as `samples.Batch`).
         pictures: files that the batches are made of, by data set.
     """
 
@@ -49,22 +50,23 @@ class Task:
     pictures: Mapping[str, Sequence[Path]]
 
 
-def find_task(config: TrainConfig, data: Path) -> Task:
+def find_task(config: TrainConfig, data: Path, share: Share) -> Task:
     """Make the task that ``config.task`` names.
 
     Args:
         config: the settings.
         data: folder of training sets.
+        share: which part of every step's batches this process makes.
 
     Raises:
         InputError: no such task, or no data.
     """
     if config.task == "interactive":
-        return _interactive(config, data)
+        return _interactive(config, data, share)
     raise InputError(f"the task {config.task!r} is not known here")
 
 
-def _interactive(config: TrainConfig, data: Path) -> Task:
+def _interactive(config: TrainConfig, data: Path, share: Share) -> Task:
     stream = SampleStream(
         data,
         size=config.rounds[0][0],
@@ -74,6 +76,6 @@ def _interactive(config: TrainConfig, data: Path) -> Task:
     )
 
     def feed(start: int) -> Iterator[Any]:
-        return batches(stream, config.rounds, start=start, workers=config.workers)
+        return batches(stream, config.rounds, start=start, workers=config.workers, share=share)
 
     return Task(interactive_loss, feed, stream.pictures())

@@ -304,26 +304,49 @@ def _turned(scene: _Scene, quarters: int) -> _Scene:
 Plan = int | Sequence[tuple[int, int]]
 
 
-class _Batches(torch.utils.data.Dataset[Batch]):
-    """Batch by number, each made of the next samples of the stream."""
+@dataclass(frozen=True)
+class Share:
+    """Which part of every step's samples a process makes.
 
-    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]]) -> None:
-        """Keep the stream and the round of (size, batch size)."""
+    Attributes:
+        rank: which process this is.
+        size: how many there are.
+        accumulate: batches a step that each of them makes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    accumulate: int = 1
+
+
+class _Batches(torch.utils.data.Dataset[Batch]):
+    """Batch by number, each made of the next samples of the stream.
+
+    The samples of a step are the same however many processes share them out.
+    """
+
+    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]], share: Share) -> None:
+        """Keep the stream, the round of (size, batch size) and this process's share."""
         self.stream = stream
         self.plan = plan
+        self.share = share
         self._firsts = np.cumsum([0, *(some for _, some in plan)]).tolist()
 
     def __getitem__(self, number: int) -> Batch:
         """Make batch ``number``."""
-        rounds, place = divmod(number, len(self.plan))
-        size, number_of = self.plan[place]
-        first = rounds * self._firsts[-1] + self._firsts[place]
+        share = self.share
+        step, part = divmod(number, share.accumulate)
+        rounds, turn = divmod(step, len(self.plan))
+        size, number_of = self.plan[turn]
+        before = rounds * self._firsts[-1] + self._firsts[turn]
+        place = (part * share.size + share.rank) * number_of
+        first = before * share.accumulate * share.size + place
         samples = [self.stream.sample(first + i, size) for i in range(number_of)]
         images, masks, valid = (
             torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
             for name in ("image", "masks", "valid")
         )
-        return Batch(images, masks, valid, number)
+        return Batch(images, masks, valid, number, place)
 
 
 class _From(torch.utils.data.Sampler[int]):
@@ -339,16 +362,22 @@ class _From(torch.utils.data.Sampler[int]):
 
 
 def batches(
-    stream: SampleStream, plan: Plan, *, start: int = 0, workers: int = 1
+    stream: SampleStream,
+    plan: Plan,
+    *,
+    start: int = 0,
+    workers: int = 1,
+    share: Share | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches ``start``, ``start`` + 1, ... without end, made ahead in other processes.
+    """Yield the batches of step ``start`` on, without end, made ahead in other processes.
 
     Args:
         stream: where the samples come from. Each worker decodes and keeps pictures of its own.
         plan: samples a batch, or a round of (size, samples) that is gone through over and over,
             such as ``[(256, 6), (256, 6), (256, 6), (384, 3)]``.
-        start: number of the first batch, to take a run up again with the data it would have had.
+        start: the first step, to take a run up again with the data it would have had.
         workers: processes; 0 makes the batches in this one.
+        share: of a step's samples; None is all of them, as one batch.
 
     Raises:
         InputError: an empty plan, or a size or count in it out of range.
@@ -356,10 +385,11 @@ def batches(
     rounds = [(stream.size, plan)] if isinstance(plan, int) else list(plan)
     if not rounds or any(size < 16 or number < 1 for size, number in rounds):
         raise InputError(f"the plan {plan} needs sizes from 16 and at least 1 sample a batch")
+    share = share or Share()
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Batches(stream, rounds),
+        _Batches(stream, rounds, share),
         batch_size=None,
-        sampler=_From(start),
+        sampler=_From(start * share.accumulate),
         num_workers=workers,
         prefetch_factor=6 if workers else None,
         worker_init_fn=_calm if workers else None,
