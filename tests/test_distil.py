@@ -15,6 +15,7 @@ from anyres.train import embeddings
 from anyres.train.config import TrainConfig
 from anyres.train.distil import Lessons, distil_loss, lessons, prepare
 from anyres.train.embeddings import Store, View, embed, find_views, padded
+from anyres.train.loading import Share
 from anyres.train.loop import train
 from anyres.train.start import find_start, student_of
 from tiny import random_model
@@ -191,8 +192,8 @@ def test_a_student_has_the_teachers_prompt_side(teacher, teacher_file, tmp_path)
 
 def test_the_loss_is_the_mean_squared_error(pictures, teacher, teacher_file, tmp_path):
     config = config_of(teacher_file, tmp_path, rounds=((SIZE, 4),))
-    views, store = prepare(config, pictures)
-    batch = next(lessons(config, views, store, 0))
+    views, store = prepare(config, pictures, Share())
+    batch = next(lessons(config, views, store, Share(), 0))
     # The teacher itself has learned all there is, but for the precision of the store.
     loss, record = distil_loss(teacher, batch, config, np.random.default_rng())
     assert loss < 1e-5 * batch.targets.var()
@@ -201,7 +202,9 @@ def test_the_loss_is_the_mean_squared_error(pictures, teacher, teacher_file, tmp
     loss, _ = distil_loss(teacher, shifted, config, np.random.default_rng())
     assert loss.item() == pytest.approx(4, rel=1e-2)
     # At another size the teacher's map is resized to the student's grid.
-    larger = next(lessons(config_of(teacher_file, tmp_path, rounds=((128, 4),)), views, store, 0))
+    larger = next(
+        lessons(config_of(teacher_file, tmp_path, rounds=((128, 4),)), views, store, Share(), 0)
+    )
     student = find_start(config).model
     assert larger.targets.shape == (4, 128, 4, 4)
     loss, _ = distil_loss(student, larger, config, np.random.default_rng())
@@ -210,8 +213,8 @@ def test_the_loss_is_the_mean_squared_error(pictures, teacher, teacher_file, tmp
 
 def test_every_view_is_seen_once_a_round(pictures, teacher_file, tmp_path):
     config = config_of(teacher_file, tmp_path, views=2, rounds=((SIZE, 2), (32, 1)))
-    views, store = prepare(config, pictures)
-    stream = lessons(config, views, store, 0)
+    views, store = prepare(config, pictures, Share())
+    stream = lessons(config, views, store, Share(), 0)
     seen = []
     by_content = {store[view.key].numpy().tobytes(): view for view in views}
     batches = [next(stream) for _ in range(16)]
@@ -221,7 +224,7 @@ def test_every_view_is_seen_once_a_round(pictures, teacher_file, tmp_path):
     for first in (0, 8, 16):
         assert sorted(v.key for v in seen[first : first + 8]) == sorted(v.key for v in views)
     assert seen[:8] != seen[8:16]
-    later = next(lessons(config, views, store, 5))
+    later = next(lessons(config, views, store, Share(), 5))
     assert torch.equal(later.images, batches[5].images)
     assert later.number == 5
 

@@ -18,13 +18,20 @@ _LEAST = {
     "steps": 1,
     "objects": 1,
     "views": 1,
-    "max_clicks": 2,
     "long_side": 16,
+    "max_clicks": 2,
     "checkpoint_every": 1,
+    "keep": 1,
+    "accumulate": 1,
+    "validation_objects": 1,
+    "validation_clicks": 1,
 }
 TASKS = ("interactive", "distil")
+SCHEDULES = ("linear", "cosine")
+DTYPES = ("auto", "float32", "bfloat16")
+_CHOICES = {"task": TASKS, "schedule": SCHEDULES, "dtype": DTYPES}
 _CLICKS = ("click_decay", "box_share", "mask_share", "forget_share")
-_SHARES = (*_CLICKS, "pasted", "drawn", "decay", "ema")
+_SHARES = (*_CLICKS, "pasted", "drawn", "layer_decay", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,7 @@ class TrainConfig:
     seed: int = 0
     steps: int = 4300
     rounds: tuple[tuple[int, int], ...] = ((256, 6), (256, 6), (384, 3), (256, 6), (512, 2))
+    accumulate: int = 1
     objects: int = 4
     max_clicks: int = 8
     click_decay: float = 0.6
@@ -63,6 +71,8 @@ class TrainConfig:
     other_lr: float = 1e-3
     weight_decay: float = 0.03
     clip: float = 1.0
+    layer_decay: float = 1.0
+    schedule: str = "linear"
     warmup: int = 60
     decay: float = 0.3
     ema: float = 0.998
@@ -70,15 +80,27 @@ class TrainConfig:
     iou_weight: float = 0.2
     focal_weight: float = 0.6
     checkpoint_every: int = 250
+    keep: int = 1
+    validation: str = ""
+    validate_every: int = 0
+    validation_objects: int = 24
+    validation_clicks: int = 10
+    tensorboard: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    checkpoint_activations: bool = False
     threads: int = 0
     workers: int = 1
     sampling: Mapping[str, float] = field(default_factory=dict)
     layouts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            known = " or ".join(map(repr, TASKS))
-            raise InputError(f"task is {self.task!r}; it must be {known}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = " or ".join(map(repr, choices))
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {known}")
+        if self.validate_every and not self.validation:
+            raise InputError("validate_every needs a folder: set validation to a data set")
         if self.task == "distil" and not self.teacher:
             raise InputError("distil needs a teacher: set it to a file of weights")
         if not self.rounds:

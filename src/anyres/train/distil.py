@@ -6,6 +6,7 @@ the teacher's embedding is resized to the student's grid. A picture is seen in a
 because each needs an embedding of the teacher's.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from anyres.models.segmenter import Segmenter
 from anyres.predict.load import choose_dtype, put, resolve_device
 from anyres.train.config import TrainConfig
 from anyres.train.embeddings import Report, Store, View, embed, find_views
-from anyres.train.samples import made_ahead
+from anyres.train.loading import Share, made_ahead
 from anyres.train.start import read_named
 
 
@@ -41,6 +42,13 @@ class Lessons:
     sizes_hw: Tensor
     targets: Tensor
     number: int
+
+    def to(self, device: torch.device) -> "Lessons":
+        """Bring it to a device."""
+        images, sizes, targets = (
+            tensor.to(device) for tensor in (self.images, self.sizes_hw, self.targets)
+        )
+        return Lessons(images, sizes, targets, self.number)
 
 
 def distil_loss(
@@ -67,24 +75,27 @@ class _Lessons(torch.utils.data.Dataset[Lessons]):
     """Batch by number: all views in an order that is drawn anew each time they are through."""
 
     def __init__(
-        self, views: Sequence[View], store: Store, rounds: Sequence[tuple[int, int]], seed: int
+        self,
+        views: Sequence[View],
+        store: Store,
+        rounds: Sequence[tuple[int, int]],
+        share: Share,
+        seed: int,
     ) -> None:
         self.views = views
         self.store = store
         self.rounds = rounds
+        self.share = share
         self.seed = seed
-        self._firsts = np.cumsum([0, *(number for _, number in rounds)]).tolist()
         self._order = (-1, np.zeros(0, np.int64))
 
     def __getitem__(self, number: int) -> Lessons:
         """Make batch ``number``."""
-        turn, place = divmod(number, len(self.rounds))
-        size, count = self.rounds[place]
-        first = turn * self._firsts[-1] + self._firsts[place]
-        images = np.zeros((count, size, size, 3), np.uint8)
+        size, indices, _ = self.share.of(number, self.rounds)
+        images = np.zeros((len(indices), size, size, 3), np.uint8)
         sizes, targets = [], []
-        for i in range(count):
-            view = self._view(first + i)
+        for i, index in enumerate(indices):
+            view = self._view(index)
             image = view.read(size)
             images[i, : image.shape[0], : image.shape[1]] = image
             sizes.append(image.shape[:2])
@@ -100,15 +111,15 @@ class _Lessons(torch.utils.data.Dataset[Lessons]):
 
 
 def lessons(
-    config: TrainConfig, views: Sequence[View], store: Store, start: int
+    config: TrainConfig, views: Sequence[View], store: Store, share: Share, start: int
 ) -> Iterator[Lessons]:
-    """Yield batches ``start``, ``start`` + 1, ... without end."""
-    dataset = _Lessons(views, store, config.rounds, config.seed)
-    return made_ahead(dataset, start=start, workers=config.workers)
+    """Yield this process's share of the batches of step ``start`` on, without end."""
+    dataset = _Lessons(views, store, config.rounds, share, config.seed)
+    return made_ahead(dataset, start=start * share.accumulate, workers=config.workers)
 
 
 def prepare(
-    config: TrainConfig, data: Path, report: Report | None = None
+    config: TrainConfig, data: Path, share: Share, report: Report | None = None
 ) -> tuple[list[View], Store]:
     """Have the teacher look at all pictures that it has not seen yet.
 
@@ -117,7 +128,8 @@ def prepare(
     Args:
         config: the settings.
         data: folder with pictures, at any depth.
-        report: is told (embeddings there, of how many), and before that of shards.
+        share: of several processes each computes its part, and waits for the others.
+        report: is told (embeddings there, of how many of this process).
 
     Raises:
         InputError: no picture there.
@@ -131,7 +143,10 @@ def prepare(
     folder = Path(config.cache) if config.cache else cache_folder() / "embeddings"
     store = Store(folder, parts.checksum(teacher), size)
     store.look()
-    place = resolve_device("auto")
+    place = resolve_device(config.device)
     put(teacher, place, choose_dtype("auto", place, teacher.config))
-    embed(teacher, views, store, size, report)
+    embed(teacher, views[share.rank :: share.size], store, size, report)
+    while not all(view.key in store for view in views):
+        time.sleep(1)
+        store.look()
     return views, store

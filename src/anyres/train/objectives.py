@@ -13,6 +13,7 @@ from anyres.models.segmenter import Segmenter
 from anyres.train.config import TrainConfig
 from anyres.train.distil import distil_loss, lessons, prepare
 from anyres.train.interactive import interactive_loss
+from anyres.train.loading import Share
 from anyres.train.samples import SampleStream, batches
 
 
@@ -41,7 +42,8 @@ class Task:
 
     Attributes:
         objective: the loss of a batch.
-        batches: the run's batches without end, from one of a given number on.
+        batches: the batches of this process without end, from those of a given step on; each is
+            brought to a device by ``to`` (as `samples.Batch`).
         pictures: files that the batches are made of, by data set.
     """
 
@@ -53,12 +55,15 @@ class Task:
 Prepared = Callable[[int, int], None]
 
 
-def find_task(config: TrainConfig, data: Path, prepared: Prepared | None = None) -> Task:
+def find_task(
+    config: TrainConfig, data: Path, share: Share, prepared: Prepared | None = None
+) -> Task:
     """Make the task that ``config.task`` names.
 
     Args:
         config: the settings.
         data: folder of training sets; of pictures for ``distil``.
+        share: which part of every step's batches this process makes.
         prepared: called while a teacher looks at them, with how many it has seen of how many.
 
     Raises:
@@ -66,11 +71,11 @@ def find_task(config: TrainConfig, data: Path, prepared: Prepared | None = None)
         WeightsError: a teacher that cannot be read.
     """
     if config.task == "distil":
-        return _distil(config, data, prepared)
-    return _interactive(config, data)
+        return _distil(config, data, share, prepared)
+    return _interactive(config, data, share)
 
 
-def _interactive(config: TrainConfig, data: Path) -> Task:
+def _interactive(config: TrainConfig, data: Path, share: Share) -> Task:
     stream = SampleStream(
         data,
         size=config.rounds[0][0],
@@ -84,12 +89,12 @@ def _interactive(config: TrainConfig, data: Path) -> Task:
     )
 
     def feed(start: int) -> Iterator[Any]:
-        return batches(stream, config.rounds, start=start, workers=config.workers)
+        return batches(stream, config.rounds, start=start, workers=config.workers, share=share)
 
     return Task(interactive_loss, feed, stream.pictures())
 
 
-def _distil(config: TrainConfig, data: Path, prepared: Prepared | None) -> Task:
-    views, store = prepare(config, data, prepared)
+def _distil(config: TrainConfig, data: Path, share: Share, prepared: Prepared | None) -> Task:
+    views, store = prepare(config, data, share, prepared)
     pictures = {data.resolve().name: sorted({view.path for view in views})}
-    return Task(distil_loss, partial(lessons, config, views, store), pictures)
+    return Task(distil_loss, partial(lessons, config, views, store, share), pictures)

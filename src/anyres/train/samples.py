@@ -6,9 +6,7 @@ data from where it stopped, in one process or several.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +14,9 @@ from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, opencv, paste, photometric
 from anyres.data.synthetic import Drawn, draw_shape, draw_wires
-from anyres.errors import AnyresError, InputError
+from anyres.errors import InputError
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
+from anyres.train.loading import Share, made_ahead
 from anyres.train.sources import Cache, Source, cut_out, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
@@ -310,55 +309,49 @@ def _turned(scene: _Scene, quarters: int) -> _Scene:
     return _Scene(image, masks, valid, inside)
 
 
-_Made = TypeVar("_Made")
 Plan = int | Sequence[tuple[int, int]]
 
 
 class _Batches(torch.utils.data.Dataset[Batch]):
-    """Batch by number, each made of the next samples of the stream."""
+    """Batch by number, each made of the next samples of the stream.
 
-    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]]) -> None:
-        """Keep the stream and the round of (size, batch size)."""
+    The samples of a step are the same however many processes share them out.
+    """
+
+    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]], share: Share) -> None:
+        """Keep the stream, the round of (size, batch size) and this process's share."""
         self.stream = stream
         self.plan = plan
-        self._firsts = np.cumsum([0, *(some for _, some in plan)]).tolist()
+        self.share = share
 
     def __getitem__(self, number: int) -> Batch:
         """Make batch ``number``."""
-        rounds, place = divmod(number, len(self.plan))
-        size, number_of = self.plan[place]
-        first = rounds * self._firsts[-1] + self._firsts[place]
-        samples = [self.stream.sample(first + i, size) for i in range(number_of)]
+        size, indices, place = self.share.of(number, self.plan)
+        samples = [self.stream.sample(index, size) for index in indices]
         images, masks, valid = (
             torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
             for name in ("image", "masks", "valid")
         )
-        return Batch(images, masks, valid, number)
-
-
-class _From(torch.utils.data.Sampler[int]):
-    """The numbers from ``start`` on, without end."""
-
-    def __init__(self, start: int) -> None:
-        """Keep the first number."""
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        """Count."""
-        return count(self.start)
+        return Batch(images, masks, valid, number, place)
 
 
 def batches(
-    stream: SampleStream, plan: Plan, *, start: int = 0, workers: int = 1
+    stream: SampleStream,
+    plan: Plan,
+    *,
+    start: int = 0,
+    workers: int = 1,
+    share: Share | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches ``start``, ``start`` + 1, ... without end, made ahead in other processes.
+    """Yield the batches of step ``start`` on, without end, made ahead in other processes.
 
     Args:
         stream: where the samples come from. Each worker decodes and keeps pictures of its own.
         plan: samples a batch, or a round of (size, samples) that is gone through over and over,
             such as ``[(256, 6), (256, 6), (256, 6), (384, 3)]``.
-        start: number of the first batch, to take a run up again with the data it would have had.
+        start: the first step, to take a run up again with the data it would have had.
         workers: processes; 0 makes the batches in this one.
+        share: of a step's samples; None is all of them, as one batch.
 
     Raises:
         InputError: an empty plan, or a size or count in it out of range.
@@ -366,36 +359,6 @@ def batches(
     rounds = [(stream.size, plan)] if isinstance(plan, int) else list(plan)
     if not rounds or any(size < 16 or number < 1 for size, number in rounds):
         raise InputError(f"the plan {plan} needs sizes from 16 and at least 1 sample a batch")
-    return made_ahead(_Batches(stream, rounds), start=start, workers=workers)
-
-
-def made_ahead(
-    numbered: torch.utils.data.Dataset[_Made], *, start: int, workers: int
-) -> Iterator[_Made]:
-    """Yield what stands under ``start``, ``start`` + 1, ... without end, made in other processes.
-
-    Args:
-        numbered: gives batches by their numbers.
-        start: number of the first.
-        workers: processes; 0 makes the batches in this one.
-    """
-    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        numbered,
-        batch_size=None,
-        sampler=_From(start),
-        num_workers=workers,
-        prefetch_factor=6 if workers else None,
-        worker_init_fn=_calm if workers else None,
-    )
-    try:
-        yield from loader
-    except AnyresError as error:
-        # A worker's error comes with the worker's whole traceback as its message.
-        kind = type(error)
-        message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
-        raise kind(message.strip()) from None
-
-
-def _calm(_: int) -> None:
-    """Keep a worker on one thread."""
-    torch.set_num_threads(1)
+    share = share or Share()
+    dataset = _Batches(stream, rounds, share)
+    return made_ahead(dataset, start=start * share.accumulate, workers=workers)
