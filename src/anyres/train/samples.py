@@ -152,8 +152,8 @@ class SampleStream:
             if scene.masks:
                 return self._finished(scene, rng)
         raise InputError(
-            f"{ATTEMPTS} crops of {source.name} in a row held no object of a usable size; "
-            "are its masks empty?"
+            f"{ATTEMPTS} crops in a row held no object of a usable size (set {source.name}); "
+            "are the masks empty?"
         )
 
     def _composed(self, source: Source, rng: Generator, side: int) -> _Scene:
