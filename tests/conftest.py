@@ -70,6 +70,26 @@ def hrsam() -> "Segmenter":
     return random_model("default")
 
 
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one data set of eight pictures of 80 x 80 with one bright disc each."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("sets")
+    for name in ("images", "masks"):
+        (root / "discs" / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:80, :80]
+    for i in range(8):
+        cy, cx, r = rng.integers(25, 55), rng.integers(25, 55), rng.integers(12, 24)
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < r**2
+        image = rng.integers(0, 80, (80, 80, 3)) + disc[..., None] * 150
+        Image.fromarray(image.astype(np.uint8)).save(root / "discs" / "images" / f"{i}.png")
+        Image.fromarray((disc * 255).astype(np.uint8)).save(root / "discs" / "masks" / f"{i}.png")
+    return root
+
+
 @pytest.fixture
 def image() -> "NDArray[np.uint8]":
     """Noise, (90, 140, 3)."""

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from anyres.data.layouts.folder import Entry
 from anyres.errors import ImageError, InputError
+from anyres.train.config import load_config
 from anyres.train.crops import FILL, Crop, draw_object, draw_window
 from anyres.train.samples import SampleStream, batches
 from anyres.train.sources import RULES, Cache, Rule, find_sources, label_map, majority
@@ -68,8 +70,8 @@ def test_a_sample_depends_on_seed_and_index_alone(root):
 
 def test_masks_lie_on_their_objects(root, monkeypatch):
     monkeypatch.setattr("anyres.train.samples.photometric", lambda image, rng: image.copy())
-    stream = SampleStream(root, size=64, objects=3, seed=2)
-    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 0.0)
+    monkeypatch.setitem(RULES, "shapes", Rule())
+    stream = SampleStream(root, size=64, objects=3, seed=2, drawn=0)
     seen = 0
     for sample in islice(stream, 30):
         for mask in sample.masks:
@@ -93,9 +95,8 @@ def test_pasted_objects_hide_what_is_below(root, monkeypatch):
             assert count.max() == 1
 
 
-def test_drawn_objects_join_the_masks(root, monkeypatch):
-    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 1.0)
-    stream = SampleStream(root, size=64, objects=4, seed=0)
+def test_drawn_objects_join_the_masks(root):
+    stream = SampleStream(root, size=64, objects=4, seed=0, drawn=1)
     rng = np.random.default_rng(0)
     drawn = 0
     for _ in range(40):
@@ -141,10 +142,64 @@ def test_weights_choose_the_sets(root):
     labels = np.ones((40, 40), np.uint8) * 2
     labels[10:30, 10:30] = 3
     _add(root, "other", "x", labels)
-    names = {s.name: s.rule.weight for s in find_sources(root, {"other": 0.5})}
-    assert names == {"other": 0.5, "shapes": Rule().weight}
+    names = {s.name: s.rule.weight for s in find_sources(root, {"other": 0.7})}
+    assert names == pytest.approx({"other": 0.7, "shapes": 0.3})
+    with pytest.raises(InputError, match=r"other, shapes are 1\.5 together"):
+        find_sources(root, {"other": 0.7, "shapes": 0.8})
+    with pytest.raises(InputError, match="share of other is -1"):
+        find_sources(root, {"other": -1})
+    with pytest.raises(InputError, match=r"sampling names sets that are not in .*: shape$"):
+        find_sources(root, {"shape": 0.5})
     assert [s.name for s in find_sources(root, {"shapes": 0.0})] == ["other"]
     assert [s.name for s in find_sources(root / "other")] == ["other"]
+
+
+def test_the_stated_shares_are_what_is_drawn(tmp_path):
+    """Also of a set most of whose maps are empty, and of one in a published layout."""
+    rng = np.random.default_rng(0)
+    inks = {"empty": 60, "plain": 130, "DUTS": 200}
+    for name, ink in inks.items():
+        images, masks = ("images", "masks")
+        if name == "DUTS":
+            images, masks = "DUTS-TR/DUTS-TR-Image", "DUTS-TR/DUTS-TR-Mask"
+        for i in range(6):
+            disc = np.hypot(*(np.mgrid[:60, :60] - rng.integers(20, 40))) < 16
+            if name == "empty" and i < 4:
+                disc[:] = False
+            for kind, array in ((images, np.full((60, 60, 3), ink)), (masks, disc * 255)):
+                (tmp_path / name / kind).mkdir(parents=True, exist_ok=True)
+                picture = Image.fromarray(array.astype(np.uint8))
+                picture.save(tmp_path / name / kind / f"{i}.png")
+    config = load_config("generalist", ["sampling={empty=0.5,plain=0.2,DUTS=0.3}"])
+    config = replace(config, layouts={"DUTS": "duts/DUTS-TR"})
+    stream = SampleStream(
+        tmp_path,
+        size=32,
+        objects=1,
+        seed=0,
+        weights=config.sampling,
+        layouts=config.layouts,
+        pasted=0,
+        drawn=0,
+    )
+    drawn = []
+    real = stream._crop
+    stream._crop = lambda source, side, rng: drawn.append(source.name) or real(source, side, rng)
+    counts = dict.fromkeys(inks, 0)
+    for index in range(600):
+        drawn.clear()
+        stream.sample(index)
+        assert len(set(drawn)) == 1
+        counts[drawn[0]] += 1
+    for name, share in config.sampling.items():
+        assert abs(counts[name] / 600 - share) < 4 * (share * (1 - share) / 600) ** 0.5
+    for layouts, message in (
+        ({"DUTS": "duts"}, "name its part"),
+        ({"DUTS": "duts/DUTS"}, "has no part 'DUTS'"),
+        ({"DUT": "duts/DUTS-TR"}, "layouts names sets that are not in"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_sources(tmp_path, layouts=layouts)
 
 
 def test_batches_go_through_the_plan_and_resume(root):
@@ -285,7 +340,7 @@ def test_empty_masks_are_an_error_not_a_hang(tmp_path):
 
 def test_real_sets_give_samples(shared_data):
     weights = dict.fromkeys((d.name for d in (shared_data / "train").iterdir()), 0.0)
-    weights |= {"camvid": 1.0, "fasseg": 1.0, "dsb2018": 1.0, "hires_photos": 1.0}
+    weights |= {"camvid": 0.3, "fasseg": 0.3, "dsb2018": 0.4}
     stream = SampleStream(shared_data / "train", size=96, objects=4, seed=0, weights=weights)
     shares = [float(mask.mean()) for s in islice(stream, 8) for mask in s.masks]
     assert min(shares) >= 0.0005

@@ -198,6 +198,19 @@ def each(maps_BCHW: Tensor, prompts: int) -> Tensor:
     return maps_BCHW if pictures == 1 else maps_BCHW.repeat_interleave(prompts // pictures, 0)
 
 
+def add_each(maps_PCHW: Tensor, own_BCHW: Tensor) -> Tensor:
+    """The sum of P maps that nothing else holds and those of B pictures, P / B a picture.
+
+    In place unless a gradient needs them: these maps are large. Both keep their order in memory.
+    """
+    grouped = maps_PCHW.unflatten(0, (len(own_BCHW), -1))
+    if not torch.is_grad_enabled():
+        grouped += own_BCHW[:, None]
+        return maps_PCHW
+    out: Tensor = (grouped + own_BCHW[:, None]).flatten(0, 1)
+    return out
+
+
 def rows(maps_BCHW: Tensor) -> Tensor:
     """(B, H * W, C): pixels as rows; a view of what is channels last in memory."""
     return maps_BCHW.permute(0, 2, 3, 1).flatten(1, 2)

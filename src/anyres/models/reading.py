@@ -91,6 +91,21 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         ) from None
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Metadata of a ``.safetensors`` file; the tensors are not read.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} is damaged or not complete ({_first_line(error)}): {_AGAIN}"
+        ) from None
+
+
 def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
     """What a file is, from its first bytes."""
     try:

@@ -15,7 +15,7 @@ from anyres.errors import InputError
 from anyres.models.click_maps import ClickMaps, Landmarks
 from anyres.models.config import ModelConfig
 from anyres.models.hrsam import HRSAMEncoder
-from anyres.models.layers import each
+from anyres.models.layers import add_each
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
 
@@ -212,10 +212,7 @@ class Segmenter(nn.Module):
         details = ready.details
         if self.click_maps is not None and ready.landmarks is not None:
             (d4, d8, d16), tokens = self.click_maps(ready.landmarks, points, boxes, masks, prompts)
-            # In place: these maps are large, and nothing else holds them.
-            details = tuple(
-                d.add_(each(own, prompts)) for d, own in zip((d4, d8), details, strict=True)
-            )
+            details = tuple(add_each(d, own) for d, own in zip((d4, d8), details, strict=True))
             dense = dense + d16
             if tokens is not None:
                 count = tokens.shape[1]

@@ -5,10 +5,10 @@ so that a file is all that it takes; nothing in them is pickled.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -19,6 +19,7 @@ from anyres.files import atomic_write
 from anyres.models import basam, official
 from anyres.models.build import build, build_encoder
 from anyres.models.config import DEFAULT, ModelConfig, ViTConfig, preset
+from anyres.models.filling import check_finite, fill
 from anyres.models.reading import is_safetensors, named, read_safetensors, read_state_dict
 from anyres.models.segmenter import Segmenter
 
@@ -36,6 +37,7 @@ FORMAT = 1
 _CONFIG_KEY = "anyres.config"
 _FORMAT_KEY = "anyres.format"
 _TRAINED_KEY = "trained_on"
+BASE_KEY = "anyres.base"  # only in files that hold a part of a model (``models.parts``)
 
 # Official kinds that are read.
 KINDS = ("sam", "mobile_sam", "hrsam", "hrsam++")
@@ -44,9 +46,6 @@ _HRSAM = ("hrsam", "hrsam++")
 # Beginnings of names that are only in a whole model.
 _NOT_ENCODER = dict.fromkeys(("sam", "mobile_sam"), ("prompt_encoder.", "mask_decoder."))
 _NOT_ENCODER |= dict.fromkeys(_HRSAM, ("neck.", "decode_head."))
-
-Renames = Iterable[tuple[str, str]]
-_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def save(model: Segmenter, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -64,16 +63,27 @@ def save(model: Segmenter, path: str | Path, *, dtype: torch.dtype | None = None
         OutputError: the file cannot be written.
     """
     state = {
-        # Cloned, because safetensors refuses tensors that share memory.
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).clone()
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
         for name, tensor in model.state_dict().items()
     }
-    _check_finite(state, "the model")
+    write(state, metadata_of(model), path)
+
+
+def metadata_of(model: Segmenter) -> dict[str, str]:
+    """What a file says of the model whose weights it holds."""
     metadata = {_FORMAT_KEY: str(FORMAT), _CONFIG_KEY: model.config.to_json()}
     if model.trained_on:
         trained_on = {name: sorted(pictures) for name, pictures in model.trained_on.items()}
         metadata[_TRAINED_KEY] = json.dumps(trained_on, sort_keys=True, separators=(",", ":"))
-    content = to_bytes({name: t.contiguous() for name, t in state.items()}, metadata)
+    return metadata
+
+
+def write(state: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | Path) -> None:
+    """Write tensors and metadata; arguments and errors as in ``save``."""
+    check_finite(state, "the model")
+    # Cloned, because safetensors refuses tensors that share memory.
+    tensors = {name: each.detach().cpu().clone().contiguous() for name, each in state.items()}
+    content = to_bytes(tensors, dict(metadata))
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     # Safetensors writes metadata in any order; so that the same model makes the same file:
@@ -97,14 +107,24 @@ def load(path: str | Path) -> Segmenter:
     if is_safetensors(path):
         state, metadata = read_safetensors(path)
         if _CONFIG_KEY in metadata:
-            return _own(path, state, metadata)
+            return _whole(path, state, metadata)
     raise WeightsError(
         f"{path} is no file of anyres, it has no configuration: official checkpoints are read by "
         "anyres.load(model, weights=...) and models.weights.from_official"
     )
 
 
-def _own(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Segmenter:
+def _whole(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Segmenter:
+    if BASE_KEY in metadata:
+        raise WeightsError(
+            f"{path} holds only what was trained on top of another model: anyres.load and "
+            "models.parts.load_part put the two together"
+        )
+    return own(path, state, metadata)
+
+
+def own(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Segmenter:
+    """Make the model that metadata of our own describe; ``path`` is for what errors say."""
     version = metadata.get(_FORMAT_KEY, "")
     if version != str(FORMAT):
         raise WeightsError(
@@ -113,7 +133,7 @@ def _own(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
         )
     with _naming(path):
         config = ModelConfig.from_json(metadata[_CONFIG_KEY])
-        found = _fill(lambda: _build_own(config), state)
+        found = fill(lambda: _build_own(config), state)
         found.trained_on = _trained_on(metadata)
         return found
 
@@ -165,8 +185,8 @@ def load_weights(model: str, path: str | Path) -> Segmenter:
     if is_safetensors(path):
         state, metadata = read_safetensors(path)
         if _CONFIG_KEY in metadata:
-            found = _own(path, state, metadata)
-            _check_wanted(found.config, wanted, path)
+            found = _whole(path, state, metadata)
+            check_wanted(found.config, model, path)
             return found
     else:
         state, metadata = read_state_dict(path), {}
@@ -175,7 +195,7 @@ def load_weights(model: str, path: str | Path) -> Segmenter:
         if any(name.startswith("backbone.") for name in state):
             joint = any(".ms_mamba_blocks." in name for name in state)
             found = segmenter_from_official("hrsam++" if joint else "hrsam", state)
-            _check_wanted(found.config, wanted, path)
+            check_wanted(found.config, model, path)
         else:
             found = _whole_sam(state, wanted)
         found.trained_on = _trained_on(metadata)
@@ -204,12 +224,19 @@ def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segme
     if mobile:
         state = official.without_leftovers(state, prefix)
     found = basam.model_config(wanted, state, prefix, published=True)
-    return _fill(lambda: build(found), state)
+    return fill(lambda: build(found), state)
 
 
-def _check_wanted(found: ModelConfig, wanted: ModelConfig | None, path: str | Path) -> None:
-    if wanted is None or found.name == wanted.name:
+def check_wanted(found: ModelConfig, model: str, path: str | Path) -> None:
+    """Check that a file holds the model asked for; ``default`` asks for none.
+
+    Raises:
+        InputError: there is no such preset.
+        WeightsError: it holds another.
+    """
+    if model in (DEFAULT.name, found.name):
         return
+    wanted = preset(model)
     if (found.encoder, found.decoder) != (wanted.encoder, wanted.decoder):
         raise WeightsError(
             f"{path} holds the model {found.name!r} and not {wanted.name!r}: leave out the model's "
@@ -264,11 +291,11 @@ def from_official(
     if whole:
         model = published or official.sam_config(config or {}, kind)
         model = basam.model_config(model, state, prefix, published is not None)
-        return _fill(lambda: build(model), state)
+        return fill(lambda: build(model), state)
     encoder = published.encoder if published else official.encoder_config(kind, config or {})
     if isinstance(encoder, ViTConfig):
         encoder = basam.encoder_config(encoder, state, prefix, published is not None)
-    return _fill(lambda: build_encoder(encoder), state, [(prefix, "")])
+    return fill(lambda: build_encoder(encoder), state, [(prefix, "")])
 
 
 def segmenter_from_official(
@@ -301,7 +328,7 @@ def segmenter_from_official(
         model = official.recognise(kind, state, "backbone.")
     else:
         model = official.hrsam_model_config(config, kind)
-    return _fill(lambda: build(model), state, official.HRSAM_NAMES)
+    return fill(lambda: build(model), state, official.HRSAM_NAMES)
 
 
 def _check_kind(kind: str) -> None:
@@ -326,68 +353,3 @@ def _without_wrapper(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)
-
-
-def _fill(make: Callable[[], _Model], state: Mapping[str, Tensor], renames: Renames = ()) -> _Model:
-    """A model with the weights of a state dict, every one of them.
-
-    Args:
-        make: builds the model, with any weights.
-        state: names as in the file.
-        renames: beginnings of names in the file and in the model; the first that fits counts.
-    """
-    # The weights that building draws are thrown away; the caller's random numbers go on as before.
-    with torch.random.fork_rng(devices=[]):
-        model = make()
-    own = model.state_dict()
-    in_file = {name: _file_name(name, renames) for name in own}
-    _check_names(state, {in_file[name]: tensor for name, tensor in own.items()})
-    _check_finite(state, "the file")
-    model.load_state_dict({name: state[in_file[name]] for name in own})
-    return model.eval()
-
-
-def _file_name(name: str, renames: Renames) -> str:
-    for theirs, ours in renames:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
-
-
-def _check_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Say all that is wrong with names, shapes and kinds of numbers."""
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    shapes = [
-        f"{name} is {_shape(state[name])} and not {_shape(tensor)}"
-        for name, tensor in wanted.items()
-        if name in state and _shape(state[name]) != _shape(tensor)
-    ]
-    wrong = [
-        f"{what}: {named(names)}"
-        for what, names in (
-            (f"{len(missing)} missing", missing),
-            (f"{len(unexpected)} unexpected", unexpected),
-            (f"{len(shapes)} of another shape", shapes),
-        )
-        if names
-    ]
-    if wrong:
-        raise WeightsError(
-            f"the weights do not fit the model. {'; '.join(wrong)}. Give this model's weights, or "
-            "the configuration that they were made with"
-        )
-
-
-def _shape(tensor: Tensor) -> str:
-    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} ".removeprefix("torch.")
-    return kind + ("x".join(map(str, tensor.shape)) or "a single number")
-
-
-def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    broken = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
-    if broken:
-        raise WeightsError(
-            f"{where} has weights that are not finite (NaN or infinity): {named(broken)}; take a "
-            "checkpoint from before they broke"
-        )

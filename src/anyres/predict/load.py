@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 
 from anyres.errors import InputError, WeightsError
+from anyres.models import parts
 from anyres.models.basam import adapt
 from anyres.models.config import ModelConfig, Pad, TinyViTConfig, ViTConfig, preset
 from anyres.models.segmenter import Segmenter
 from anyres.models.stem import ConvStem
+from anyres.models.weights import check_wanted, load_weights
 from anyres.models.weights import load as read_checkpoint
-from anyres.models.weights import load_weights
 from anyres.ops.length import LengthConfig
 from anyres.ops.precision import resolve_dtype
 from anyres.predict.assets import EMBEDDED, embedded_weights
@@ -23,6 +24,7 @@ def load(
     model: str = EMBEDDED,
     *,
     weights: str | Path | None = None,
+    base: str | Path | None = None,
     resolution: Resolution | None = None,
     pad: Pad | None = None,
     device: str | torch.device = "auto",
@@ -36,6 +38,9 @@ def load(
         model: name of a preset; ``default`` is the embedded one and needs no weights.
         weights: a ``.safetensors`` checkpoint of anyres, whose configuration it carries, or an
             official ``.pth`` checkpoint of ``model``.
+        base: for weights that hold only what was trained on top of others (``anyres train adapt``):
+            those others, a file or ``"default"`` for the embedded ones. None finds them by name:
+            embedded, beside ``weights``, or in the current folder.
         resolution: long side fed to the model: pixels, ``"train"``, ``"native"``, or None for the
             model's own rule (see ``Predictor``).
         pad: ``"square"``, ``"patch"``, or None for the model's own.
@@ -57,14 +62,14 @@ def load(
     Raises:
         InputError: an unknown model, device, dtype, resolution, padding or memory limit; a
             ``length`` that the model has no use for, or that needs training.
-        WeightsError: the weights are missing, damaged, or another model's.
+        WeightsError: the weights or their base are missing, damaged, or another model's.
     """
     place = resolve_device(device)
     # Asked before the weights are read, which may take long.
     preset(model)
     resolve_dtype(dtype, place)
     known_limit(memory_limit)
-    segmenter = _read(model, weights)
+    segmenter = read_model(model, weights, base)
     if length is not None:
         _set_length(segmenter, length)
     precision = choose_dtype(dtype, place, segmenter.config)
@@ -144,8 +149,18 @@ def _set_length(model: Segmenter, length: LengthConfig) -> None:
         )
 
 
-def _read(model: str, weights: str | Path | None) -> Segmenter:
-    """The model with its weights, on the CPU in float32."""
+def read_model(
+    model: str = EMBEDDED, weights: str | Path | None = None, base: str | Path | None = None
+) -> Segmenter:
+    """The model with its weights, on the CPU in float32; arguments and errors as in ``load``."""
+    if weights is not None:
+        needed = parts.base_of(weights)
+        if needed is not None:
+            whole = parts.load_part(weights, _find_base(needed, Path(weights), base))
+            check_wanted(whole.config, model, weights)
+            return whole
+    if base is not None:
+        raise InputError("base is for weights that hold only what was trained: leave base out")
     if weights is not None:
         return load_weights(model, weights)
     if model == EMBEDDED:
@@ -163,3 +178,18 @@ def _read(model: str, weights: str | Path | None) -> Segmenter:
             "https://github.com/ChaoningZhang/MobileSAM"
         )
     raise WeightsError(f"{model} comes without weights; {source}: pass the file as weights=")
+
+
+def _find_base(needed: parts.Base, part: Path, given: str | Path | None) -> Segmenter:
+    """The base of a part: what is given, the embedded model, or the file of its name."""
+    if given is not None:
+        return read_model() if str(given) == EMBEDDED else read_model(weights=given)
+    if needed.name == EMBEDDED:
+        return read_model()
+    for file in (part.with_name(needed.name), Path(needed.name)):
+        if file.is_file():
+            return read_model(weights=file)
+    raise WeightsError(
+        f"{part} holds only what was trained on top of {needed.name} (checksum {needed.checksum}), "
+        f"which is not beside it: put it there, or pass its path as base="
+    )

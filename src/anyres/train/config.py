@@ -14,8 +14,24 @@ from anyres.models.typed import typed
 RECIPES = Path(__file__).parent / "recipes"
 
 # The least that makes sense; what is not here is at least 0.
-_LEAST = {"steps": 1, "objects": 1, "max_clicks": 2, "checkpoint_every": 1}
-_SHARES = ("click_decay", "box_share", "mask_share", "forget_share", "decay", "ema")
+_LEAST = {
+    "steps": 1,
+    "objects": 1,
+    "views": 1,
+    "long_side": 16,
+    "max_clicks": 2,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "accumulate": 1,
+    "validation_objects": 1,
+    "validation_clicks": 1,
+}
+TASKS = ("interactive", "distil")
+SCHEDULES = ("linear", "cosine")
+DTYPES = ("auto", "float32", "bfloat16")
+_CHOICES = {"task": TASKS, "schedule": SCHEDULES, "dtype": DTYPES}
+_CLICKS = ("click_decay", "box_share", "mask_share", "forget_share")
+_SHARES = (*_CLICKS, "pasted", "drawn", "layer_decay", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +44,26 @@ class TrainConfig:
         InputError: a number out of its range.
     """
 
+    task: str = "interactive"
     model: str = "default"
+    image_size: int = 0
     start: str = ""
+    teacher: str = ""
+    views: int = 1
+    cache: str = ""
+    native_limit: int = 0
+    distance: bool = False
+    train: tuple[str, ...] = ()
     seed: int = 0
     steps: int = 4300
     rounds: tuple[tuple[int, int], ...] = ((256, 6), (256, 6), (384, 3), (256, 6), (512, 2))
+    accumulate: int = 1
     objects: int = 4
     max_clicks: int = 8
     click_decay: float = 0.6
+    long_side: int = 1000
+    pasted: float = 0.4
+    drawn: float = 0.35
     box_share: float = 0.15
     mask_share: float = 0.1
     forget_share: float = 0.2
@@ -43,6 +71,8 @@ class TrainConfig:
     other_lr: float = 1e-3
     weight_decay: float = 0.03
     clip: float = 1.0
+    layer_decay: float = 1.0
+    schedule: str = "linear"
     warmup: int = 60
     decay: float = 0.3
     ema: float = 0.998
@@ -50,11 +80,29 @@ class TrainConfig:
     iou_weight: float = 0.2
     focal_weight: float = 0.6
     checkpoint_every: int = 250
+    keep: int = 1
+    validation: str = ""
+    validate_every: int = 0
+    validation_objects: int = 24
+    validation_clicks: int = 10
+    tensorboard: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    checkpoint_activations: bool = False
     threads: int = 0
     workers: int = 1
     sampling: Mapping[str, float] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = " or ".join(map(repr, choices))
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {known}")
+        if self.validate_every and not self.validation:
+            raise InputError("validate_every needs a folder: set validation to a data set")
+        if self.task == "distil" and not self.teacher:
+            raise InputError("distil needs a teacher: set it to a file of weights")
         if not self.rounds:
             raise InputError("rounds is empty; it needs at least one [size, pictures]")
         for name, value in vars(self).items():

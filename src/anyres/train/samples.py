@@ -6,9 +6,7 @@ data from where it stopped, in one process or several.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +14,16 @@ from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, opencv, paste, photometric
 from anyres.data.synthetic import Drawn, draw_shape, draw_wires
-from anyres.errors import AnyresError, InputError
+from anyres.errors import InputError
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
+from anyres.train.loading import Share, made_ahead
 from anyres.train.sources import Cache, Source, cut_out, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
 LARGEST = 0.8
-SYNTHETIC = 0.35  # share of samples with drawn objects
 WIRES = 0.35  # share of those with wires
 CACHE_BYTES = 6 << 30
+ATTEMPTS = 60  # crops for a sample until one holds an object
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +50,19 @@ class Batch:
         masks: (B, objects, S, S) uint8 0/1.
         valid: (B, S, S) uint8 0/1.
         number: which batch of the run this is, from 0.
+        place: of its first sample among those of its step, of which it may be a share.
     """
 
     images: torch.Tensor
     masks: torch.Tensor
     valid: torch.Tensor
     number: int
+    place: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        images, masks, valid = (x.to(device) for x in (self.images, self.masks, self.valid))
+        return Batch(images, masks, valid, self.number, self.place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +86,10 @@ class SampleStream:
         objects: int,
         seed: int,
         weights: Mapping[str, float] | None = None,
+        layouts: Mapping[str, str] | None = None,
+        long_side: int = 1000,
+        pasted: float = 0.4,
+        drawn: float = 0.35,
     ) -> None:
         """List the sets; pictures are decoded when first drawn.
 
@@ -88,7 +98,11 @@ class SampleStream:
             size: side of a sample in pixels.
             objects: how many masks a sample has; a crop with fewer repeats some.
             seed: of all random draws, 0 or more.
-            weights: share of each set; those not named keep their usual one.
+            weights: share of each set, see `find_sources`.
+            layouts: of sets that are no plain folders, see `find_sources`.
+            long_side: pictures are kept at most this long, in pixels.
+            pasted: share of samples with cut-outs pasted over them, where sets give any.
+            drawn: share of samples with shapes or wires drawn over them.
 
         Raises:
             InputError: a size, count, seed or weight out of range, or no data under ``root``.
@@ -98,16 +112,16 @@ class SampleStream:
         self.size = size
         self.objects = objects
         self.seed = seed
-        sources = find_sources(Path(root), dict(weights or {}))
-        self._sources = [s for s in sources if any(entry.maps for entry in s.entries)]
+        self.pasted = pasted
+        self.drawn = drawn
+        sources = find_sources(Path(root), weights, layouts)
+        self._sources = [s for s in sources if s.marked]
         self._weights = _shares([s.rule.weight for s in self._sources])
         self._cutters = [s for s in self._sources if s.rule.cut > 0]
         self._cut_weights = _shares([s.rule.cut for s in self._cutters])
-        self._marked = {
-            s.name: tuple(entry for entry in s.entries if entry.maps) for s in self._sources
-        }
+        self._marked = {s.name: s.marked for s in self._sources}
         self._plain = [(s, e) for s in sources for e in s.entries if not e.maps]
-        self._cache = Cache(CACHE_BYTES)
+        self._cache = Cache(CACHE_BYTES, long_side)
 
     def pictures(self) -> dict[str, list[Path]]:
         """Tell which pictures samples are made of, by set, those for backgrounds included."""
@@ -131,27 +145,28 @@ class SampleStream:
             size: side in pixels; None is the stream's own.
         """
         rng = np.random.default_rng((self.seed, index))
-        side = size or self.size
-        for _ in range(20):
-            scene = self._composed(rng, side)
+        # Drawn once: sets whose crops often hold nothing have their share, too.
+        source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
+        for _ in range(ATTEMPTS):
+            scene = self._composed(source, rng, size or self.size)
             if scene.masks:
-                break
-        else:
-            raise InputError("20 crops in a row held no object; are the masks empty?")
-        return self._finished(scene, rng)
+                return self._finished(scene, rng)
+        raise InputError(
+            f"{ATTEMPTS} crops in a row held no object of a usable size (set {source.name}); "
+            "are the masks empty?"
+        )
 
-    def _composed(self, rng: Generator, side: int) -> _Scene:
+    def _composed(self, source: Source, rng: Generator, side: int) -> _Scene:
         """Take a crop and perhaps paste things over it."""
-        pasting = rng.random() < 0.4
+        pasting = rng.random() < self.pasted
         if pasting and self._plain and rng.random() < 0.3:
             _, entry = self._plain[int(rng.integers(len(self._plain)))]
             scene = _plain_crop(self._cache.picture(entry), side, rng)
         else:
-            source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
             scene = self._crop(source, side, rng)
         if pasting and self._cutters:
             scene = self._pasted(scene, rng)
-        if scene.masks and rng.random() < SYNTHETIC:
+        if scene.masks and rng.random() < self.drawn:
             scene = self._synthetic(scene, rng)
         return scene
 
@@ -298,50 +313,45 @@ Plan = int | Sequence[tuple[int, int]]
 
 
 class _Batches(torch.utils.data.Dataset[Batch]):
-    """Batch by number, each made of the next samples of the stream."""
+    """Batch by number, each made of the next samples of the stream.
 
-    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]]) -> None:
-        """Keep the stream and the round of (size, batch size)."""
+    The samples of a step are the same however many processes share them out.
+    """
+
+    def __init__(self, stream: SampleStream, plan: Sequence[tuple[int, int]], share: Share) -> None:
+        """Keep the stream, the round of (size, batch size) and this process's share."""
         self.stream = stream
         self.plan = plan
-        self._firsts = np.cumsum([0, *(some for _, some in plan)]).tolist()
+        self.share = share
 
     def __getitem__(self, number: int) -> Batch:
         """Make batch ``number``."""
-        rounds, place = divmod(number, len(self.plan))
-        size, number_of = self.plan[place]
-        first = rounds * self._firsts[-1] + self._firsts[place]
-        samples = [self.stream.sample(first + i, size) for i in range(number_of)]
+        size, indices, place = self.share.of(number, self.plan)
+        samples = [self.stream.sample(index, size) for index in indices]
         images, masks, valid = (
             torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
             for name in ("image", "masks", "valid")
         )
-        return Batch(images, masks, valid, number)
-
-
-class _From(torch.utils.data.Sampler[int]):
-    """The numbers from ``start`` on, without end."""
-
-    def __init__(self, start: int) -> None:
-        """Keep the first number."""
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        """Count."""
-        return count(self.start)
+        return Batch(images, masks, valid, number, place)
 
 
 def batches(
-    stream: SampleStream, plan: Plan, *, start: int = 0, workers: int = 1
+    stream: SampleStream,
+    plan: Plan,
+    *,
+    start: int = 0,
+    workers: int = 1,
+    share: Share | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches ``start``, ``start`` + 1, ... without end, made ahead in other processes.
+    """Yield the batches of step ``start`` on, without end, made ahead in other processes.
 
     Args:
         stream: where the samples come from. Each worker decodes and keeps pictures of its own.
         plan: samples a batch, or a round of (size, samples) that is gone through over and over,
             such as ``[(256, 6), (256, 6), (256, 6), (384, 3)]``.
-        start: number of the first batch, to take a run up again with the data it would have had.
+        start: the first step, to take a run up again with the data it would have had.
         workers: processes; 0 makes the batches in this one.
+        share: of a step's samples; None is all of them, as one batch.
 
     Raises:
         InputError: an empty plan, or a size or count in it out of range.
@@ -349,23 +359,6 @@ def batches(
     rounds = [(stream.size, plan)] if isinstance(plan, int) else list(plan)
     if not rounds or any(size < 16 or number < 1 for size, number in rounds):
         raise InputError(f"the plan {plan} needs sizes from 16 and at least 1 sample a batch")
-    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Batches(stream, rounds),
-        batch_size=None,
-        sampler=_From(start),
-        num_workers=workers,
-        prefetch_factor=6 if workers else None,
-        worker_init_fn=_calm if workers else None,
-    )
-    try:
-        yield from loader
-    except AnyresError as error:
-        # A worker's error comes with the worker's whole traceback as its message.
-        kind = type(error)
-        message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
-        raise kind(message.strip()) from None
-
-
-def _calm(_: int) -> None:
-    """Keep a worker on one thread."""
-    torch.set_num_threads(1)
+    share = share or Share()
+    dataset = _Batches(stream, rounds, share)
+    return made_ahead(dataset, start=start * share.accumulate, workers=workers)

@@ -5,6 +5,7 @@ says of the known ones what their maps mean and how often to use them.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from anyres.data.augment import CutOut, opencv
 from anyres.data.images import read_image, read_mask
 from anyres.data.layouts.folder import Entry, list_entries
-from anyres.data.maps import Kind, Objects, objects_of
+from anyres.data.layouts.listing import find_places, pairs_of
+from anyres.data.maps import VOID, Kind, Meaning, Objects, objects_of, read_objects
 from anyres.errors import InputError
 
-LONG_SIDE = 1000  # pictures are kept at most this long: a sample is smaller still
 CRUMB = 2e-4  # parts of a class map below this share of the picture are no objects of their own
 
 
@@ -42,7 +43,7 @@ class Rule:
     """
 
     weight: float = 0.03
-    kind: Kind = "auto"
+    kind: Meaning = "auto"
     union: float = 0.0
     inner: float = 0.0
     whole: float = 0.0
@@ -71,6 +72,8 @@ RULES = {
     "dsb2018": Rule(0.02, "instance", union=0.1, turn=True, cut=0.03),
     "magtile": Rule(0.02, "binary", turn=True),
 }
+# Of what nobody has looked at: objects may be thin, which costs others nothing to speak of.
+UNKNOWN = Rule(thin=True, cut=0.05)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +174,10 @@ def label_map(stored: NDArray[Any], rule: Rule, size_hw: tuple[int, int]) -> Lab
         stored = cv2.resize(stored, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     if rule.skip:
         stored = np.where(np.isin(stored, rule.skip), 0, stored)
-    objects: Objects = objects_of(stored, rule.kind)
+    meaning: Kind = "instance"  # what `_read` makes of maps of published sets
+    if rule.kind != "drawn" and rule.kind != "bright" and rule.kind != "trimap":
+        meaning = rule.kind
+    objects: Objects = objects_of(stored, meaning)
     areas = np.bincount(objects.labels.ravel(), minlength=len(objects) + 1)
     limit = max(12.0, CRUMB * stored.size)
     kept = [i for i in range(1, len(objects) + 1) if areas[i] >= limit]
@@ -210,61 +216,123 @@ class Source:
     rule: Rule
     entries: tuple[Entry, ...]
 
+    @property
+    def marked(self) -> tuple[Entry, ...]:
+        """Its pictures that have maps."""
+        return tuple(entry for entry in self.entries if entry.maps)
 
-def find_sources(root: Path, weights: dict[str, float] | None = None) -> list[Source]:
+
+def find_sources(
+    root: Path,
+    shares: Mapping[str, float] | None = None,
+    layouts: Mapping[str, str] | None = None,
+) -> list[Source]:
     """List the data sets under ``root``, pictures without any map included.
 
     Args:
         root: a folder of data sets, or one data set.
-        weights: shares that replace those of `RULES`, by set; 0 leaves one out.
+        shares: of the samples, by set, together at most 1; 0 leaves one out. The others share what
+            is left as they would share all.
+        layouts: for sets that are no plain folders, the published layout and part that is meant,
+            such as ``duts/DUTS-TR`` (`anyres.data.layouts.published`).
 
     Raises:
-        InputError: no data set there, or a weight for one that is not there.
+        InputError: no data set there, or a share or layout that cannot be used.
     """
     if not root.is_dir():
         raise InputError(f"the training folder {root} does not exist")
-    folders = [root] if (root / "images").is_dir() else sorted(root.iterdir())
+    shares, layouts = shares or {}, layouts or {}
+    alone = (root / "images").is_dir() or root.name in layouts
+    folders = [root] if alone else sorted(path for path in root.iterdir() if path.is_dir())
+    for what, named in (("sampling", shares), ("layouts", layouts)):
+        unknown = sorted(set(named) - {folder.name for folder in folders})
+        if unknown:
+            raise InputError(f"{what} names sets that are not in {root}: {', '.join(unknown)}")
     sources = []
     for folder in folders:
-        if not (folder / "images").is_dir():
-            continue
-        rule = RULES.get(folder.name, Rule())
-        weight = (weights or {}).get(folder.name, rule.weight)
-        if weight < 0:
-            raise InputError(f"the weight of {folder.name} is {weight}; give 0 or more")
-        if weight > 0:
-            rule = replace(rule, weight=weight)
+        if folder.name in layouts:
+            sources.append(_published(folder, layouts[folder.name]))
+        elif (folder / "images").is_dir():
+            rule = RULES.get(folder.name, UNKNOWN)
             sources.append(Source(folder.name, rule, tuple(list_entries(folder))))
-    unknown = set(weights or {}) - {folder.name for folder in folders}
-    if unknown:
-        raise InputError(f"weights name sets that are not in {root}: {', '.join(sorted(unknown))}")
-    if not any(entry.maps for source in sources for entry in source.entries):
+    if not any(source.marked for source in sources):
         raise InputError(
             f"{root} has no picture with a mask: a set is a folder with images/ and masks/, and "
             "the masks of images/NAME.jpg are masks/NAME.png and masks/NAME__ANYTHING.png"
         )
-    return sources
+    return _shared(sources, shares)
+
+
+def _shared(sources: list[Source], shares: Mapping[str, float]) -> list[Source]:
+    """Give the sets the shares stated, and the others what is left."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"the share of {name} is {share}; it must be from 0 to 1")
+    left = 1 - sum(shares.values())
+    if left < -1e-6:
+        raise InputError(f"the shares of {', '.join(shares)} are {1 - left:g} together, above 1")
+    usual = sum(s.rule.weight for s in sources if s.name not in shares and s.marked)
+    found = []
+    for source in sources:
+        share = shares.get(source.name, max(0.0, left) * source.rule.weight / (usual or 1))
+        if share > 1e-9 or not source.marked:
+            found.append(replace(source, rule=replace(source.rule, weight=share)))
+    return found
+
+
+def _published(folder: Path, layout: str) -> Source:
+    """A part of a published set as a source."""
+    name, _, part = layout.partition("/")
+    if not part:
+        raise InputError(
+            f"the layout of {folder.name} is {layout!r}; name its part, too: duts/DUTS-TR"
+        )
+    place = find_places(folder, name, part)[1][0]
+    if place.annotated:
+        raise InputError(
+            f"{layout} has its masks in {place.masks.name}, training reads maps: write them as PNG "
+            "files into a folder with images/ and masks/"
+        )
+    pairs, _ = pairs_of(place)
+    entries = tuple(Entry(pair.image, pair.maps) for pair in pairs)
+    rule = replace(RULES.get(folder.name, UNKNOWN), kind=place.part.meaning)
+    return Source(folder.name, rule, entries)
+
+
+def _read(path: Path, kind: Meaning) -> NDArray[Any]:
+    """Read a map; one of a published set as 0, 1, and 255 for void."""
+    if kind not in ("drawn", "bright", "trimap"):
+        return read_mask(path)
+    objects = read_objects(path, kind)
+    stored = objects.labels.astype(np.uint8)
+    if objects.void is not None:
+        stored[objects.void] = VOID
+    return stored
 
 
 class Cache:
-    """Decoded pictures and label maps, up to a number of bytes; the oldest go first."""
+    """Decoded pictures and label maps, up to a number of bytes; the oldest go first.
 
-    def __init__(self, limit: int) -> None:
+    Pictures longer than ``long_side`` pixels are shrunk to that.
+    """
+
+    def __init__(self, limit: int, long_side: int = 1000) -> None:
         """Start empty."""
         self.limit = limit
+        self.long_side = long_side
         self._used = 0
         self._sizes: dict[Path, tuple[int, ...]] = {}
         self._kept: OrderedDict[tuple[Path, int], tuple[Any, int]] = OrderedDict()
 
     def picture(self, entry: Entry) -> NDArray[np.uint8]:
-        """Return a picture, (H, W, 3) uint8, at most `LONG_SIDE` long."""
+        """Return a picture, (H, W, 3) uint8, at most ``long_side`` long."""
         key = (entry.image, -1)
         if key not in self._kept:
             cv2 = opencv()
             image = read_image(entry.image)
             height, width = self._sizes[entry.image] = image.shape[:2]
-            if max(height, width) > LONG_SIDE:
-                scale = LONG_SIDE / max(height, width)
+            if max(height, width) > self.long_side:
+                scale = self.long_side / max(height, width)
                 size = (max(1, round(width * scale)), max(1, round(height * scale)))
                 image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             self._keep(key, image, image.nbytes)
@@ -280,7 +348,7 @@ class Cache:
         key = (entry.image, number)
         if key not in self._kept:
             height, width = self.picture(entry).shape[:2]
-            stored = read_mask(entry.maps[number])
+            stored = _read(entry.maps[number], rule.kind)
             if stored.shape != self._sizes[entry.image]:
                 raise InputError(
                     f"the map {entry.maps[number]} is {stored.shape}, its picture "

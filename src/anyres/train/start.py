@@ -1,0 +1,118 @@
+"""What a run starts from: a model with its first weights, and what it is saved as."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anyres.errors import InputError
+from anyres.models import parts
+from anyres.models.basam import adapt
+from anyres.models.build import build
+from anyres.models.config import PRESETS, ModelConfig, ViTConfig, preset, resized
+from anyres.models.segmenter import Segmenter
+from anyres.predict.assets import EMBEDDED
+from anyres.predict.load import read_model
+from anyres.train.config import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The model of a run before its first step.
+
+    Attributes:
+        model: in eval mode.
+        base: the weights it starts from, where only what is trained is saved; None where the
+            whole model is.
+    """
+
+    model: Segmenter
+    base: parts.Base | None = None
+
+
+def find_start(config: TrainConfig) -> Start:
+    """Make the model that a run begins with.
+
+    New weights are drawn by torch's generator; seed it first.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        InputError: settings that contradict each other, or an unknown model.
+        WeightsError: the weights to start from are missing, damaged, or another model's.
+    """
+    if config.task == "distil":
+        return Start(student_of(_config(config), read_named(config.teacher)))
+    if not config.start:
+        return Start(_adapted(build(_config(config)), config))
+    if config.image_size:
+        raise InputError("image_size is for new weights; those of start have theirs: leave it out")
+    model = read_named(config.start, config.model)
+    base = None
+    if config.train:
+        name = EMBEDDED if config.start == EMBEDDED else Path(config.start).name
+        base = parts.Base(name, parts.checksum(model))
+    return Start(_adapted(model, config), base)
+
+
+def read_named(name: str, model: str = EMBEDDED) -> Segmenter:
+    """Read the weights that a setting names.
+
+    Args:
+        name: a file, or ``default`` for the embedded weights.
+        model: the preset that they must be of; ``default`` takes any.
+
+    Raises:
+        WeightsError: as ``read_model``.
+    """
+    return read_model(name) if name in PRESETS else read_model(model, name)
+
+
+def student_of(config: ModelConfig, teacher: Segmenter) -> Segmenter:
+    """A new encoder beside a teacher's prompt encoder and decoder.
+
+    Its embedding has the teacher's channels, so that they can read it.
+
+    Args:
+        config: of the student; of it only the encoder and the padding count.
+        teacher: left as it was.
+
+    Raises:
+        InputError: the teacher's decoder reads more of a picture than its embedding.
+    """
+    theirs = teacher.config
+    if theirs.decoder.details:
+        raise InputError(
+            f"the decoder of the teacher {theirs.name} reads details of its own encoder, which no "
+            "student has: distil from a model without decoder.details, such as SAM"
+        )
+    own = replace(
+        resized(config, theirs.image_size),
+        encoder=replace(config.encoder, neck=theirs.decoder.dim),
+        decoder=theirs.decoder,
+        bgr=theirs.bgr,
+        pixel_mean=theirs.pixel_mean,
+        pixel_std=theirs.pixel_std,
+    )
+    student = build(own)
+    for part in ("prompt_encoder", "mask_decoder"):
+        getattr(student, part).load_state_dict(getattr(teacher, part).state_dict())
+    return student
+
+
+def _config(config: TrainConfig) -> ModelConfig:
+    found = preset(config.model)
+    return resized(found, config.image_size) if config.image_size else found
+
+
+def _adapted(model: Segmenter, config: TrainConfig) -> Segmenter:
+    """Change what the settings change of a model's own: its usual size, its length adaptation."""
+    if config.native_limit:
+        model.config = replace(model.config, native_limit=config.native_limit)
+    if not config.distance:
+        return model
+    encoder = model.config.encoder
+    if not isinstance(encoder, ViTConfig):
+        raise InputError(
+            f"distance is for SAM's image encoder, {model.config.name} has another: leave it out"
+        )
+    return adapt(model, replace(encoder.length, bias="distance", learnable=True))
