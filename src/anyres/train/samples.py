@@ -4,6 +4,7 @@
 data from where it stopped, in one process or several.
 """
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -404,5 +405,10 @@ def batches(
 
 
 def _calm(_: int) -> None:
-    """Keep a worker on one thread."""
+    """Keep a worker on one thread, and deaf to signals that go to all processes of a group.
+
+    Ctrl-C and ``torchrun`` send them so. It is for the run to stop, which then ends its workers.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
