@@ -17,6 +17,7 @@ import anyres
 from anyres.data.datasets import leaks, open_dataset, picture_checksum
 from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.train import checkpoint
+from anyres.train.batches import Batch, batches
 from anyres.train.config import TrainConfig, load_config
 from anyres.train.interaction import Annotator, Targets
 from anyres.train.interactive import interactive_loss
@@ -24,7 +25,7 @@ from anyres.train.loop import train
 from anyres.train.losses import dice, mask_iou, normalized_focal
 from anyres.train.muon import Muon, orthogonalize
 from anyres.train.optimizers import rate
-from anyres.train.samples import Batch, SampleStream, batches
+from anyres.train.samples import SampleStream
 from anyres.train.trainer import Trainer
 
 TINY = TrainConfig(

@@ -15,11 +15,12 @@ from anyres.cli.main import main
 from anyres.errors import AnyresError, InputError, MissingExtraError
 from anyres.predict import assets
 from anyres.train import checkpoint
+from anyres.train.batches import Share, batches
 from anyres.train.config import TrainConfig
 from anyres.train.interactive import interactive_loss
 from anyres.train.loop import estimate, train
 from anyres.train.optimizers import rate
-from anyres.train.samples import SampleStream, Share, batches
+from anyres.train.samples import SampleStream
 from anyres.train.trainer import Trainer
 from training import TINY, gradients, log_of, silent
 

@@ -21,11 +21,11 @@ from anyres.data.datasets import picture_checksum
 from anyres.errors import AnyresError, InputError, OutputError, WeightsError
 from anyres.models import weights
 from anyres.train import checkpoint, preflight
+from anyres.train.batches import Share
 from anyres.train.config import TrainConfig
 from anyres.train.objectives import Task, find_task
 from anyres.train.processes import Group, joined
 from anyres.train.records import Log, keep_broken, open_log
-from anyres.train.samples import Share
 from anyres.train.trainer import BrokenStepError, Trainer
 from anyres.train.validation import Validation, score
 

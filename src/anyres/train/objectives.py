@@ -10,9 +10,10 @@ from torch import Tensor
 
 from anyres.errors import InputError
 from anyres.models.segmenter import Segmenter
+from anyres.train.batches import Share, batches
 from anyres.train.config import TrainConfig
 from anyres.train.interactive import interactive_loss
-from anyres.train.samples import SampleStream, Share, batches
+from anyres.train.samples import SampleStream
 
 
 class Objective(Protocol):
