@@ -8,9 +8,10 @@ from PIL import Image
 
 from anyres.data.layouts.folder import Entry
 from anyres.errors import ImageError, InputError
+from anyres.train.batches import batches
 from anyres.train.config import load_config
 from anyres.train.crops import FILL, Crop, draw_object, draw_window
-from anyres.train.samples import SampleStream, batches
+from anyres.train.samples import SampleStream
 from anyres.train.sources import RULES, Cache, Rule, find_sources, label_map, majority
 
 pytest.importorskip("cv2")

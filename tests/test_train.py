@@ -17,6 +17,7 @@ import anyres
 from anyres.data.datasets import leaks, open_dataset, picture_checksum
 from anyres.errors import AnyresError, InputError, WeightsError
 from anyres.train import checkpoint
+from anyres.train.batches import Batch, batches
 from anyres.train.config import TrainConfig, load_config
 from anyres.train.interaction import Annotator, Targets
 from anyres.train.interactive import interactive_loss
@@ -24,7 +25,7 @@ from anyres.train.loop import train
 from anyres.train.losses import dice, mask_iou, normalized_focal
 from anyres.train.muon import Muon, orthogonalize
 from anyres.train.optimizers import rate
-from anyres.train.samples import Batch, SampleStream, batches
+from anyres.train.samples import SampleStream
 from anyres.train.trainer import Trainer
 
 TINY = TrainConfig(
@@ -247,13 +248,16 @@ def test_stops_on_sigterm_with_a_checkpoint(discs, tmp_path):
         from pathlib import Path
         from anyres.train.config import TrainConfig
         from anyres.train.loop import train
-        config = TrainConfig(steps=50, rounds=((64, 1),), objects=1, workers=0, threads=1)
+        config = TrainConfig(steps=50, rounds=((64, 1),), objects=1, workers=1, threads=1)
         def report(step, record):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if step == 2:  # to the process that makes samples, too, as torchrun does
+                os.killpg(0, signal.SIGTERM)
         print(train(config, Path({str(discs)!r}), Path({str(tmp_path)!r}), report))
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, start_new_session=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
     assert checkpoint.load(tmp_path)["step"] == 2

@@ -82,6 +82,7 @@ class TrainConfig:
     checkpoint_every: int = 250
     keep: int = 1
     validation: str = ""
+    validation_layout: str = "folder"
     validate_every: int = 0
     validation_objects: int = 24
     validation_clicks: int = 10

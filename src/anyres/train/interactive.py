@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from anyres.models.segmenter import Segmenter
+from anyres.train.batches import Batch
 from anyres.train.config import TrainConfig
 from anyres.train.interaction import Annotator, Targets, rough_masks, upsample
 from anyres.train.losses import cross_entropy, dice, normalized_focal
-from anyres.train.samples import Batch
 
 
 def interactive_loss(

@@ -1,5 +1,6 @@
 """Batches by number, made ahead in other processes, and shared out between those that train."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -86,5 +87,10 @@ def made_ahead(
 
 
 def _calm(_: int) -> None:
-    """Keep a worker on one thread."""
+    """Keep a worker on one thread, and deaf to signals that go to all processes of a group.
+
+    Ctrl-C and ``torchrun`` send them so. It is for the run to stop, which then ends its workers.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

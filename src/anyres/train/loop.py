@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from anyres.data.datasets import picture_checksum
-from anyres.errors import AnyresError, InputError, WeightsError
+from anyres.errors import AnyresError, InputError, OutputError, WeightsError
 from anyres.train import checkpoint, preflight
 from anyres.train.config import TrainConfig
 from anyres.train.loading import Share
@@ -187,7 +187,10 @@ class _Run:
         except BrokenStepError as error:
             rank = f"-process-{self.trainer.group.rank}" if self.trainer.group.size > 1 else ""
             name = f"broken-step-{self.trainer.step}{rank}"
-            paths = keep_broken(self.out, name, error.batches)
+            try:
+                paths = keep_broken(self.out, name, error.batches)
+            except OutputError as other:
+                raise AnyresError(f"{error}. Its batch could not be saved: {other}") from error
             look = f"; look at {paths[1]}, its pictures and masks" if len(paths) > 1 else ""
             raise AnyresError(
                 f"{error}. What it was computed on is in {paths[0]} "

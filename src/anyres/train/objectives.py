@@ -10,11 +10,12 @@ from numpy.random import Generator
 from torch import Tensor
 
 from anyres.models.segmenter import Segmenter
+from anyres.train.batches import batches
 from anyres.train.config import TrainConfig
 from anyres.train.distil import distil_loss, lessons, prepare
 from anyres.train.interactive import interactive_loss
 from anyres.train.loading import Share
-from anyres.train.samples import SampleStream, batches
+from anyres.train.samples import SampleStream
 
 
 class Objective(Protocol):

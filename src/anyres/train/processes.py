@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from anyres.errors import InputError
 from anyres.predict.load import resolve_device
@@ -105,6 +105,22 @@ def joined(device: str) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
+class _Gathered(torch.autograd.Function):
+    """The tensors of all processes, stacked; gradients go back to whose they are."""
+
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]
+
+
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all processes' samples, on CPUs too.
 
@@ -118,8 +134,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         x = input.float()
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        # Gradients flow back through what others made of these numbers.
-        stacked = torch.stack(all_gather(torch.stack([mean, var])))
+        # Gradients come back from what others made of these numbers.
+        stacked: Tensor = _Gathered.apply(torch.stack([mean, var]))  # type: ignore[no-untyped-call]
         means, variances = stacked.unbind(1)
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from anyres.data.images import write_png
 from anyres.errors import MissingExtraError, OutputError
-from anyres.files import write_text
+from anyres.files import write_bytes, write_text
 from anyres.predict.draw import overlay
 
 LOG = "log.jsonl"
@@ -120,11 +120,14 @@ def keep_broken(folder: Path, name: str, batches: Sequence[Any]) -> list[Path]:
     Returns:
         A ``.safetensors`` file with the tensors of all batches, one after the other; and where they
         have pictures and masks a PNG to look at.
+
+    Raises:
+        OutputError: they cannot be written.
     """
     names = [key for key, value in vars(batches[0]).items() if isinstance(value, Tensor)]
     tensors = {key: torch.cat([getattr(b, key).cpu() for b in batches]) for key in names}
     paths = [folder / f"{name}.safetensors"]
-    save_file(tensors, paths[0])
+    write_bytes(paths[0], save(tensors))
     if {"images", "masks"} <= set(tensors):
         paths.append(folder / f"{name}.png")
         images, masks = tensors["images"].numpy(), tensors["masks"].numpy().astype(bool)

@@ -39,7 +39,7 @@ class Validation:
         self._clicks = config.validation_clicks
         self._dtype = config.dtype
         self._device = device
-        dataset = open_dataset(config.validation)
+        dataset = open_dataset(config.validation, layout=config.validation_layout)
         self._task = Task(dataset, Rules(clicks=self._clicks))
         self.refs = _spread(dataset.objects, config.validation_objects)
 
