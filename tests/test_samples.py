@@ -53,6 +53,23 @@ def test_samples_have_the_promised_form(root):
         assert all(x.flags.c_contiguous for x in (sample.image, sample.masks, sample.valid))
 
 
+def test_parts_of_large_objects_come_among_the_samples(root, monkeypatch):
+    """With all of them drawn over, most samples are others than with none, and masks stay whole."""
+    monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 0.0)
+    made = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr("anyres.train.samples.HIRES", share)
+        made.append(list(islice(SampleStream(root, size=64, objects=2, seed=3), 30)))
+    again = list(islice(SampleStream(root, size=64, objects=2, seed=3), 30))
+    for sample, same in zip(made[1], again, strict=True):
+        _same(sample, same)
+    changed = sum(
+        not np.array_equal(one.masks, other.masks) for one, other in zip(*made, strict=True)
+    )
+    assert changed > 20
+    assert all(sample.masks.any((1, 2)).all() for sample in made[1])
+
+
 def test_a_sample_depends_on_seed_and_index_alone(root):
     one = SampleStream(root, size=48, objects=2, seed=5)
     other = SampleStream(root, size=48, objects=2, seed=5)
@@ -70,6 +87,7 @@ def test_masks_lie_on_their_objects(root, monkeypatch):
     monkeypatch.setattr("anyres.train.samples.photometric", lambda image, rng: image.copy())
     stream = SampleStream(root, size=64, objects=3, seed=2)
     monkeypatch.setattr("anyres.train.samples.SYNTHETIC", 0.0)
+    monkeypatch.setattr("anyres.train.samples.HIRES", 0.0)
     seen = 0
     for sample in islice(stream, 30):
         for mask in sample.masks:

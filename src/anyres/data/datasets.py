@@ -22,7 +22,7 @@ from anyres.data.layouts.index import Found, Indexed, Reader, index, read_maps
 from anyres.data.layouts.listing import FOLDER, Pair, Place, Problem, find_places, pairs_of
 from anyres.data.layouts.published import LAYOUTS, SYNONYMS
 from anyres.data.maps import VOID, Kind, Meaning, Objects, read_objects
-from anyres.data.scene_notes import source_checksums
+from anyres.data.scene_notes import LABEL, source_checksums
 from anyres.errors import InputError
 from anyres.files import sha256_file
 
@@ -322,7 +322,8 @@ def leaks(dataset: Dataset, trained_on: Mapping[str, Sequence[str]]) -> tuple[st
     return tuple(
         name
         for name in dataset.sets
-        if _plain_name(name) in seen or not checksums.isdisjoint(dataset.pictures[name])
+        if _plain_name(name.removesuffix(LABEL)) in seen
+        or not checksums.isdisjoint(dataset.pictures[name])
     )
 
 

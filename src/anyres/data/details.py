@@ -93,9 +93,9 @@ def fur(extent: float, rng: Generator) -> Drawing:
     edge = _dense(_body(0.8 * extent, rng), 720)
     normals = _normals(edge)
     marks = [Mark(edge)]
-    width, long = _thin(rng, 2, 5), extent * float(rng.uniform(0.04, 0.16))
+    width, long = _thin(rng, 2, 4), extent * float(rng.uniform(0.06, 0.18))
     lean = rng.normal(0, 0.8, 2)
-    for start in rng.integers(0, len(edge), int(rng.integers(150, 500))):
+    for start in rng.integers(0, len(edge), int(rng.integers(300, 800))):
         out = normals[start] + lean * 0.4 + rng.normal(0, 0.25, 2)
         step = out * long / 3 * float(rng.uniform(0.5, 1.2))
         control = edge[start] + np.arange(-0.3, 3.5)[:, None] * step
@@ -148,8 +148,8 @@ def grille(extent: float, rng: Generator) -> Drawing:
     """A plate with many holes, of which the bars between are thin."""
     edge = _body(extent, rng, 0.12)
     marks = [Mark(edge)]
-    bar = _thin(rng, 4, 14)
-    pitch = max(bar * float(rng.uniform(2.5, 8)), extent / 24)
+    bar = _thin(rng, 3, 10)
+    pitch = max(bar * float(rng.uniform(2.5, 6)), extent / 32)
     turn, corners = rng.uniform(0, np.pi), int(rng.choice([4, 6, 24]))
     spin = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     around = np.linspace(0, 2 * np.pi, corners, endpoint=False) + np.pi / 4
@@ -157,7 +157,7 @@ def grille(extent: float, rng: Generator) -> Drawing:
     radius = (pitch - bar) / 2 * (np.sqrt(2) if corners == 4 else 1)
     hole = radius * np.stack([np.cos(around), np.sin(around)], 1)
     margin = 1 - 2 * (pitch + bar) / extent
-    filled = float(rng.uniform(0.3, 1))
+    filled = float(rng.uniform(0.6, 1))
     for x in np.arange(-extent, extent, pitch):
         for y in np.arange(-extent, extent, pitch):
             centre = np.array([[x, y]]) @ spin.T
@@ -168,18 +168,20 @@ def grille(extent: float, rng: Generator) -> Drawing:
 
 def leaf(extent: float, rng: Generator) -> Drawing:
     """A form with teeth along its border and slits into it."""
-    edge = _dense(_body(0.9 * extent, rng), 1200)
-    normals = _normals(edge)
-    teeth = int(rng.integers(40, 160))
-    wave = (np.arange(1200) * teeth / 1200) % 1
-    high = extent * float(rng.uniform(0.01, 0.05))
-    edge = edge + normals * (high * np.abs(2 * wave - 1) ** 1.5)[:, None]
+    body = _body(0.9 * extent, rng)
+    length = float(np.hypot(*np.diff(body, axis=0, append=body[:1]).T).sum())
+    pitch = _thin(rng, 10, 40)
+    teeth = max(3, round(length / pitch))
+    edge = _dense(body, 8 * teeth)
+    high = min(0.1 * extent, pitch * float(rng.uniform(1, 4)))
+    wave = np.abs(np.arange(8 * teeth) % 8 / 4 - 1) ** 1.5
+    edge = edge + _normals(edge) * (high * wave)[:, None]
     marks = [Mark(edge)]
-    for start in rng.integers(0, 1200, int(rng.integers(0, 40))):
+    for start in rng.integers(0, len(edge), int(rng.integers(0, 60))):
         end = edge[start] * float(rng.uniform(0.5, 0.9))
         middle = (edge[start] + end) / 2 + rng.normal(0, 0.02 * extent, 2)
         line = smooth_line(np.stack([edge[start] * 1.03, middle, end]), 12)
-        marks.append(Mark(line, _thin(rng, 3, 10), 0))
+        marks.append(Mark(line, _thin(rng, 3, 8), 0))
     return marks
 
 
@@ -214,7 +216,7 @@ def twigs(extent: float, rng: Generator) -> Drawing:
 def cords(extent: float, rng: Generator) -> Drawing:
     """One to five long curves that are one thing."""
     count = int(rng.choice([1, 2, 3, 5]))
-    width = _thin(rng, 4, 16)
+    width = _thin(rng, 4, 12)
     common = rng.normal(0, 0.2 * extent, (6, 2))
     common[:, 0] += np.linspace(-extent, extent, 6) / 2
     turn = rng.uniform(0, np.pi)

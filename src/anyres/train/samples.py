@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, opencv, paste, photometric
+from anyres.data.scenes import draw_detail
 from anyres.data.synthetic import Drawn, draw_shape, draw_wires
 from anyres.errors import AnyresError, InputError
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
@@ -24,6 +25,7 @@ SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter 
 LARGEST = 0.8
 SYNTHETIC = 0.35  # share of samples with drawn objects
 WIRES = 0.35  # share of those with wires
+HIRES = 0.2  # share of samples that show part of a large object with thin parts, pixel for pixel
 CACHE_BYTES = 6 << 30
 
 
@@ -153,6 +155,8 @@ class SampleStream:
             scene = self._pasted(scene, rng)
         if scene.masks and rng.random() < SYNTHETIC:
             scene = self._synthetic(scene, rng)
+        if scene.masks and rng.random() < HIRES:
+            scene = self._detailed(scene, rng)
         return scene
 
     def _synthetic(self, scene: _Scene, rng: Generator) -> _Scene:
@@ -160,11 +164,19 @@ class SampleStream:
         if rng.random() < WIRES:
             drawn = draw_wires(scene.image, rng)
         else:
-            source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
-            entries = self._marked[source.name]
-            texture = self._cache.picture(entries[int(rng.integers(len(entries)))])
-            drawn = draw_shape(scene.image, rng, texture)
+            drawn = draw_shape(scene.image, rng, self._texture(rng))
         return scene if drawn is None else _with_drawn(scene, drawn)
+
+    def _detailed(self, scene: _Scene, rng: Generator) -> _Scene:
+        """Draw the window of a large object that a crop of a high-resolution scene shows."""
+        found = draw_detail(scene.image, self._texture(rng), rng)
+        return scene if found is None else _over(scene, found, SMALLEST / 4)
+
+    def _texture(self, rng: Generator) -> NDArray[np.uint8]:
+        """Draw a photograph that may fill drawn objects."""
+        source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
+        entries = self._marked[source.name]
+        return self._cache.picture(entries[int(rng.integers(len(entries)))])
 
     def _crop(self, source: Source, side: int, rng: Generator) -> _Scene:
         """Cut a square out of a picture around one of its objects, with that and others' masks."""
