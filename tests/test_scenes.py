@@ -241,6 +241,14 @@ def test_a_stopped_set_goes_on(photos, tmp_path):
     assert list(write_set(tmp_path / "half", made)) == [4]
 
 
+def test_a_kill_before_the_notes_leaves_a_folder_that_can_be_used(photos, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / ".anyres-0123456789abcdef.tmp").write_bytes(b"{")
+    made = scene_set(photos, count=1)
+    assert list(write_set(tmp_path / "made", made)) == [0, 1]
+    assert not list(tmp_path.glob("made/.anyres*"))
+
+
 def test_other_settings_or_other_files_are_refused(photos, tmp_path):
     made = scene_set(photos)
     list(write_set(tmp_path / "made", made))

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,7 @@ LARGEST_SIDE: Final = 4096
 SMALLEST_PHOTO: Final = 240  # pixels: the short side of a photograph
 CUT_SHARE: Final = 0.4  # of the scenes, that get a cut-out if there are any
 _QUALITY: Final = 94
+_TEMPORARY: Final = ".anyres-*.tmp"  # as files.atomic_write names them
 _TRIES: Final = 20
 
 
@@ -227,15 +229,11 @@ def write_set(out: Path, scenes: SceneSet, *, workers: int = 1) -> Iterator[int]
 def _begin(out: Path, scenes: SceneSet) -> list[int]:
     """Make the folder and its notes, or find out what is left to do there."""
     notes = scenes.notes()
-    try:
-        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_composed(out))):
+    with _naming(out):
+        if out.exists() and not is_composed(out) and (not out.is_dir() or any(_entries(out))):
             raise InputError(f"{out} holds something else; give a new or empty folder")
-        for folder in (out / "images", out / "masks"):
-            folder.mkdir(parents=True, exist_ok=True)
-            for stale in folder.glob(".anyres-*.tmp"):
-                stale.unlink()
-    except OSError as error:
-        raise OutputError(f"{out} cannot be made or written: {error.strerror or error}") from error
+        out.mkdir(parents=True, exist_ok=True)
+    # First of all: from now on the folder is known for what it is.
     if not is_composed(out):
         files.write_json(out / NOTES, notes)
     elif read_notes(out) != notes:
@@ -243,7 +241,26 @@ def _begin(out: Path, scenes: SceneSet) -> list[int]:
             f"{out} holds scenes of other settings, sources or another version; "
             "give another folder, or those settings to go on"
         )
+    with _naming(out):
+        for folder in (out, out / "images", out / "masks"):
+            folder.mkdir(exist_ok=True)
+            for stale in folder.glob(_TEMPORARY):
+                stale.unlink()
     return [n for n in range(scenes.count) if not _image_file(out, scenes.recipe(n).name).exists()]
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What lies in a folder, but for what a kill left of a file."""
+    return (path for path in folder.iterdir() if not path.match(_TEMPORARY))
+
+
+@contextmanager
+def _naming(out: Path) -> Iterator[None]:
+    """Turn what the system says about a folder into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made or written: {error.strerror or error}") from error
 
 
 def _image_file(out: Path, name: str) -> Path:
@@ -283,11 +300,10 @@ def write_scene(out: Path, scenes: SceneSet, number: int) -> None:
     recipe, scene = scenes.recipe(number), scenes.scene(number)
     for index, mask in enumerate(scene.masks, 1):
         write_png(out / "masks" / f"{recipe.name}__o{index}.png", mask.astype(np.bool_))
-    _, code = cv2.imencode(
-        ".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *_FULL_CHROMA]
-    )
+    # Thin coloured lines would lose their colour if chroma were kept at half the size.
+    options = [
+        *(cv2.IMWRITE_JPEG_QUALITY, _QUALITY),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    ]
+    _, code = cv2.imencode(".jpg", scene.image[..., ::-1], options)
     files.write_bytes(_image_file(out, recipe.name), code.tobytes())
-
-
-# Thin coloured lines would lose their colour to chroma at half the size: 4:4:4.
-_FULL_CHROMA: Final = (7, 0x111111)  # cv2.IMWRITE_JPEG_SAMPLING_FACTOR, ..._444
