@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 import anyres
+from anyres.benchmark import memory as peaks
+from anyres.benchmark.subjects import Subject
 from anyres.cli.main import app
 from anyres.errors import AnyresError, InputError, MemoryLimitError
 from anyres.models.build import build
@@ -51,12 +53,8 @@ class Living(TorchDispatchMode):
     ("name", "size_hw", "dtype"),
     [
         ("sam_ti", (768, 1024), torch.float32),
-        ("default", (512, 768), torch.float32),
-        ("default", (768, 768), torch.bfloat16),
         ("mobile_sam", (512, 768), torch.float32),
         ("mobile_sam", (640, 512), torch.bfloat16),
-        ("hrsam_ti", (640, 480), torch.float32),
-        ("hrsam_ti", (512, 512), torch.bfloat16),
     ],
 )
 def test_the_estimate_is_what_lives(name, size_hw, dtype):
@@ -67,6 +65,37 @@ def test_the_estimate_is_what_lives(name, size_hw, dtype):
     estimate = memory.living_bytes(model.config, size_hw, dtype, CPU)
     assert 0.8 <= estimate / living.most <= 1.25
     assert memory.encoding_bytes(model.config, size_hw, dtype, CPU) > living.most
+
+
+@pytest.mark.parametrize(
+    ("name", "size_hw", "dtype"),
+    [
+        ("default", (512, 768), torch.float32),
+        ("default", (768, 768), torch.bfloat16),
+        ("hrsam_ti", (640, 480), torch.float32),
+        ("hrsam_ti", (1024, 1024), torch.bfloat16),
+        ("hrsam_pp_ti", (512, 512), torch.float32),
+    ],
+)
+def test_the_estimate_of_whole_pictures(name, size_hw, dtype):
+    """As elsewhere than on CPUs: here because gradients could be asked for."""
+    model = put(build(preset(name)), CPU, dtype).eval().requires_grad_(False)
+    with Living() as living:
+        picture = torch.zeros(1, 3, *size_hw, dtype=torch.uint8)
+        model.encode(model.preprocess(picture, size_hw))
+    estimate = memory.living_bytes(model.config, size_hw, dtype, torch.device("cuda"))
+    assert 0.8 <= estimate / living.most <= 1.25
+
+
+@pytest.mark.skipif(not peaks.can_measure(), reason="this system does not tell peaks")
+@pytest.mark.parametrize("name", ["hrsam_ti", "default"])
+def test_the_estimate_of_parts_is_enough(name):
+    pytest.importorskip("numba")
+    size_hw = (1024, 1280)
+    peak = peaks.measure(Subject.named(name, "float32"), size_hw)
+    needed = peak + 3 * 4 * size_hw[0] * size_hw[1]  # the input, which lies there before
+    estimate = memory.encoding_bytes(preset(name), size_hw, torch.float32, CPU)
+    assert 1 <= estimate / needed <= 2
 
 
 def test_the_estimate_is_linear():

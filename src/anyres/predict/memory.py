@@ -61,7 +61,8 @@ def encoding_bytes(
         dtype: that the model runs in.
         device: that it runs on.
     """
-    overhead = _OVERHEAD if dtype.itemsize >= 4 else _OVERHEAD_HALF
+    parts = isinstance(config.encoder, HRSAMConfig) and device.type == "cpu"
+    overhead = _OVERHEAD if parts or dtype.itemsize >= 4 else _OVERHEAD_HALF
     return int(overhead * living_bytes(config, input_hw, dtype, device) + _FIXED)
 
 
@@ -77,7 +78,7 @@ def living_bytes(
         values = _vit(encoder, grid_hw)
         values += _BLOCKS if device.type == "cpu" else _BLOCKS_ELSEWHERE
     elif isinstance(encoder, HRSAMConfig):
-        values = _hrsam(encoder, grid_hw)
+        values = _hrsam(encoder, grid_hw, in_parts=device.type == "cpu")
     elif isinstance(encoder, TinyViTConfig):
         values = _tiny_vit(encoder, pixels)
     else:
@@ -101,19 +102,25 @@ def _vit(config: ViTConfig, grid_hw: tuple[int, int]) -> float:
     return config.dim * (most * tokens + table)
 
 
-def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
+def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int], *, in_parts: bool) -> float:
     """Values in the widest step."""
     padded = _padded(grid_hw, config.window, shifted=True)
     # Both scales live at once where they are scanned together.
     tokens = grid_hw[0] * grid_hw[1] + (config.anchor // config.patch) ** 2
-    scores = 2 * config.heads * config.window**2 * padded
-    laterals = len(config.out_blocks) * config.neck
-    # Input, norm, projection (3) of the tokens; windows (3), turned (2) and scaled padded ones.
-    blocks = config.dim * (5 + 6 * padded) + scores + laterals
+    outs = len(config.out_blocks)
+    if in_parts:
+        # Fitted to measured peaks (docs/decisions/0008): buffers around the scan, which threads
+        # keep, tokens, and in the end what the out blocks gave, once more side by side.
+        widest = 12 * config.dim + 2 * (outs + 1) * config.neck + 2 * config.state
+    else:
+        scores = 3 * config.heads * config.window**2 * padded
+        # Input, norm, projection (3) of the tokens; of the padded ones windows (3), turned (2),
+        # scaled, by heads (3).
+        widest = config.dim * (5 + 9 * padded) + scores + outs * config.neck
     if config.stem is None:
-        return tokens * blocks
+        return tokens * widest
     half, quarter, eighth = config.stem
-    return tokens * max(blocks + 16 * quarter + 4 * eighth, 2 * 64 * half)
+    return tokens * max(widest + 16 * quarter + 4 * eighth, 2 * 64 * half)
 
 
 def _tiny_vit(config: TinyViTConfig, pixels: int) -> float:
