@@ -1,7 +1,11 @@
 """Train and score everything that the claims need, or print what there is.
 
 ``python -m benchmarks.claims`` works through the queue and goes on where it was stopped;
-``python -m benchmarks.claims --tables`` prints the tables of what is done so far.
+``python -m benchmarks.claims --tables`` prints the tables of what is done so far. The large
+(semi-synthetic) set is made once, of validation pictures V=../shared/data/val:
+
+  anyres scenes --photos $V/davis2016val --photos $V/carrotweed --objects $V/alphamatting27
+  --objects $V/davis2016val --size 2048 --count 24 --seed 0 --out out/scenes2048
 """
 
 import argparse
@@ -16,7 +20,11 @@ from benchmarks.claims.work import Workshop
 
 def main() -> int:
     """Parse and do."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.claims",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=Path("out/claims"), help="models and results")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="train/ and val/")
     parser.add_argument(
