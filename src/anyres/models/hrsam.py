@@ -101,8 +101,7 @@ class HRSAMEncoder(nn.Module):
     def forward_features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
         check_pixels(x, self.config.patch)
-        tokens, details = self._embed(x)
-        scales = [tokens]
+        *scales, details = self._embed(x)
         if self.config.anchor:
             scales.append(self._embed(self._shrink(x))[0])
         plans = [self._plans(scale, is_anchor=i > 0) for i, scale in enumerate(scales)]

@@ -120,7 +120,7 @@ class Segmenter(nn.Module):
             torch.tensor(values, dtype=wide, device=self.device)[:, None, None]
             for values in (self.config.pixel_mean, self.config.pixel_std)
         )
-        normal = (pixels.to(self.device, wide) - mean) / std
+        normal = (pixels.to(self.device, wide) - mean).div_(std)
         height, width = pixels.shape[-2:]
         return F.pad(normal, (0, input_hw[1] - width, 0, input_hw[0] - height))
 

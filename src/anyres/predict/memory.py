@@ -13,16 +13,25 @@ import torch
 
 from anyres.errors import InputError, MemoryLimitError
 from anyres.geometry import Frame
-from anyres.models.config import HRSAMConfig, ModelConfig, Pad, TinyViTConfig, ViTConfig
+from anyres.models.config import (
+    EncoderConfig,
+    HRSAMConfig,
+    ModelConfig,
+    Pad,
+    TinyViTConfig,
+    ViTConfig,
+)
+from anyres.models.hrsam_blocks import LEAST, MOST
 from anyres.models.segmenter import Segmenter
+from anyres.ops import block, kernels
 from anyres.ops.windows import window_plan
 from anyres.predict.resolution import fit
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 # Allocators hold more than what lives, and half precision computes in more than its own: measured
-# on a CPU under Linux, see docs/decisions/0008.
-_OVERHEAD, _OVERHEAD_HALF, _FIXED = 1.1, 1.4, 32e6
+# on a CPU under Linux, see docs/decisions/0008. The last is for pictures in parts.
+_OVERHEAD, _OVERHEAD_HALF, _OVERHEAD_PARTS, _FIXED = 1.1, 1.4, 1.3, 32e6
 # Values in the blocks of attention (ops.grid_attention), whatever the size of the picture.
 _BLOCKS, _BLOCKS_ELSEWHERE = 3 * 2**20, 3 * 2**27
 
@@ -61,8 +70,9 @@ def encoding_bytes(
         dtype: that the model runs in.
         device: that it runs on.
     """
-    parts = isinstance(config.encoder, HRSAMConfig) and device.type == "cpu"
-    overhead = _OVERHEAD if parts or dtype.itemsize >= 4 else _OVERHEAD_HALF
+    overhead = _OVERHEAD if dtype.itemsize >= 4 else _OVERHEAD_HALF
+    if _in_parts(config.encoder, dtype, device):
+        overhead = _OVERHEAD_PARTS
     return int(overhead * living_bytes(config, input_hw, dtype, device) + _FIXED)
 
 
@@ -78,13 +88,14 @@ def living_bytes(
         values = _vit(encoder, grid_hw)
         values += _BLOCKS if device.type == "cpu" else _BLOCKS_ELSEWHERE
     elif isinstance(encoder, HRSAMConfig):
-        values = _hrsam(encoder, grid_hw, in_parts=device.type == "cpu")
+        in_parts = _in_parts(encoder, dtype, device)
+        values = (_hrsam_in_parts if in_parts else _hrsam)(encoder, grid_hw)
     elif isinstance(encoder, TinyViTConfig):
         values = _tiny_vit(encoder, pixels)
     else:
         assert_never(encoder)
-    # Normalising comes first: bytes, and three copies in float32.
-    return max(picture + values * dtype.itemsize, 3 * 13 * pixels)
+    # Normalising comes first: bytes, and two copies in float32.
+    return max(picture + values * dtype.itemsize, 3 * 9 * pixels)
 
 
 def _vit(config: ViTConfig, grid_hw: tuple[int, int]) -> float:
@@ -102,25 +113,59 @@ def _vit(config: ViTConfig, grid_hw: tuple[int, int]) -> float:
     return config.dim * (most * tokens + table)
 
 
-def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int], *, in_parts: bool) -> float:
-    """Values in the widest step."""
+def _in_parts(config: EncoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether compiled kernels take a picture through blocks and scans in parts."""
+    if not isinstance(config, HRSAMConfig) or device.type != "cpu":
+        return False
+    like = torch.empty(0, config.dim, dtype=dtype)
+    hidden = int(config.dim * config.mlp_ratio)
+    return (
+        block.runs_compiled(like, config.heads, config.window, hidden)
+        and block.scan_runs_compiled(like)
+        and kernels.forced("ANYRES_SCAN") != "torch"
+    )
+
+
+def _hrsam_in_parts(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
+    """Values in the widest step, where windows go through a block a few at a time."""
+    dim, neck = config.dim, config.neck
+    tokens = grid_hw[0] * grid_hw[1]
+    both = tokens + (config.anchor // config.patch) ** 2
+    # Around a scan, and kept for the next: its input, gate, steps and weights.
+    sequence = both * (3 * dim + 2 * config.state)
+    kept = tokens * dim if config.table else 0
+    half, quarter, eighth = config.stem or (0, 0, 0)
+    kept += tokens * (16 * quarter + 4 * eighth)
+    laterals = tokens * len(config.out_blocks) * neck
+    steps = [
+        sequence + 2 * both * dim + laterals,  # scan: and tokens before and after
+        sequence + both * dim + 2 * laterals + 2 * tokens * neck,  # all laterals put together
+        tokens * 64 * half + 3 * tokens * config.patch**2,  # stem: and the picture's channels last
+    ]
+    if config.anchor:
+        # Norms of the picture's tokens and the anchor's, those brought to its grid, and all joined.
+        steps.append(sequence + both * dim + 5 * tokens * dim + laterals)
+    group = min(max(tokens // 4, LEAST), MOST)
+    working = min(torch.get_num_threads(), -(-tokens // group))
+    # Tokens, their sums and norms; queries, keys and values, or an MLP's inside. And its weights,
+    # as libraries put them in order to multiply.
+    buffers = dim * (group * (3 + max(3, config.mlp_ratio)) + 2 * dim * config.mlp_ratio)
+    return kept + max(steps) + working * buffers
+
+
+def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
+    """Values in the widest step, where a block has the whole picture at once."""
     padded = _padded(grid_hw, config.window, shifted=True)
     # Both scales live at once where they are scanned together.
     tokens = grid_hw[0] * grid_hw[1] + (config.anchor // config.patch) ** 2
-    outs = len(config.out_blocks)
-    if in_parts:
-        # Fitted to measured peaks (docs/decisions/0008): buffers around the scan, which threads
-        # keep, tokens, and in the end what the out blocks gave, once more side by side.
-        widest = 12 * config.dim + 2 * (outs + 1) * config.neck + 2 * config.state
-    else:
-        scores = 3 * config.heads * config.window**2 * padded
-        # Input, norm, projection (3) of the tokens; of the padded ones windows (3), turned (2),
-        # scaled, by heads (3).
-        widest = config.dim * (5 + 9 * padded) + scores + outs * config.neck
+    scores = 3 * config.heads * config.window**2 * padded
+    laterals = len(config.out_blocks) * config.neck
+    # Input, norm, projection (3) of the tokens; windows (3), turned (2), scaled, by heads (3).
+    blocks = config.dim * (5 + 9 * padded) + scores + laterals
     if config.stem is None:
-        return tokens * widest
+        return tokens * blocks
     half, quarter, eighth = config.stem
-    return tokens * max(widest + 16 * quarter + 4 * eighth, 2 * 64 * half)
+    return tokens * max(blocks + 16 * quarter + 4 * eighth, 2 * 64 * half)
 
 
 def _tiny_vit(config: TinyViTConfig, pixels: int) -> float:

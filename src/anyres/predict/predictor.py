@@ -146,7 +146,7 @@ class Predictor:
                 f"{frame.resized_hw}: resize with predictor.transform, which keeps the proportions"
             )
         memory.check(self.model, frame, self.pad, self.memory_limit)
-        pixels = self.model.preprocess(transformed_image.to(self.device).float(), frame.input_hw)
+        pixels = self.model.preprocess(transformed_image, frame.input_hw)
         prepared = self.model.prepare(self.model.encode(pixels))
         self._set(_Picture(frame, self.pad, prepared))
 
