@@ -111,7 +111,6 @@ def test_without_the_kernels_the_whole_picture_counts(monkeypatch):
         ("default", (768, 768), torch.bfloat16),
         ("hrsam_ti", (640, 480), torch.float32),
         ("hrsam_ti", (1024, 1024), torch.bfloat16),
-        ("hrsam_pp_ti", (512, 512), torch.float32),
     ],
 )
 def test_the_estimate_of_whole_pictures(name, size_hw, dtype):
