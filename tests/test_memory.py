@@ -104,6 +104,26 @@ def test_without_the_kernels_the_whole_picture_counts(monkeypatch):
             assert memory.living_bytes(config, size_hw, torch.float32, CPU) == whole
 
 
+@pytest.mark.parametrize(
+    ("name", "size_hw", "dtype"),
+    [
+        ("default", (512, 768), torch.float32),
+        ("default", (768, 768), torch.bfloat16),
+        ("hrsam_ti", (640, 480), torch.float32),
+        ("hrsam_ti", (1024, 1024), torch.bfloat16),
+        ("hrsam_pp_ti", (512, 512), torch.float32),
+    ],
+)
+def test_the_estimate_of_whole_pictures(name, size_hw, dtype):
+    """As elsewhere than on CPUs: here because gradients could be asked for."""
+    model = put(build(preset(name)), CPU, dtype).eval().requires_grad_(False)
+    with Living(model) as living:
+        picture = torch.zeros(1, 3, *size_hw, dtype=torch.uint8)
+        model.encode(model.preprocess(picture, size_hw))
+    estimate = memory.living_bytes(model.config, size_hw, dtype, torch.device("cuda"))
+    assert 0.8 <= estimate / living.most <= 1.25
+
+
 def test_the_estimate_is_linear():
     config = preset("sam_vit_b")
     small, large = (

@@ -56,6 +56,22 @@ def test_samples_have_the_promised_form(root):
         assert all(x.flags.c_contiguous for x in (sample.image, sample.masks, sample.valid))
 
 
+def test_parts_of_large_objects_come_among_the_samples(root):
+    """With all of them drawn over, most samples are others than with none, and masks stay whole."""
+    made = []
+    for share in (0.0, 1.0):
+        stream = SampleStream(root, size=64, objects=2, seed=3, drawn=0, detailed=share)
+        made.append(list(islice(stream, 30)))
+    again = list(islice(stream, 30))
+    for sample, same in zip(made[1], again, strict=True):
+        _same(sample, same)
+    changed = sum(
+        not np.array_equal(one.masks, other.masks) for one, other in zip(*made, strict=True)
+    )
+    assert changed > 20
+    assert all(sample.masks.any((1, 2)).all() for sample in made[1])
+
+
 def test_a_sample_depends_on_seed_and_index_alone(root):
     one = SampleStream(root, size=48, objects=2, seed=5)
     other = SampleStream(root, size=48, objects=2, seed=5)
@@ -72,7 +88,7 @@ def test_a_sample_depends_on_seed_and_index_alone(root):
 def test_masks_lie_on_their_objects(root, monkeypatch):
     monkeypatch.setattr("anyres.train.samples.photometric", lambda image, rng: image.copy())
     monkeypatch.setitem(RULES, "shapes", Rule())
-    stream = SampleStream(root, size=64, objects=3, seed=2, drawn=0)
+    stream = SampleStream(root, size=64, objects=3, seed=2, drawn=0, detailed=0)
     seen = 0
     for sample in islice(stream, 30):
         for mask in sample.masks:
@@ -97,7 +113,7 @@ def test_pasted_objects_hide_what_is_below(root, monkeypatch):
 
 
 def test_drawn_objects_join_the_masks(root):
-    stream = SampleStream(root, size=64, objects=4, seed=0, drawn=1)
+    stream = SampleStream(root, size=64, objects=4, seed=0, drawn=1, detailed=0)
     rng = np.random.default_rng(0)
     drawn = 0
     for _ in range(40):
@@ -182,6 +198,7 @@ def test_the_stated_shares_are_what_is_drawn(tmp_path):
         layouts=config.layouts,
         pasted=0,
         drawn=0,
+        detailed=0,
     )
     drawn = []
     real = stream._crop

@@ -33,6 +33,7 @@ def compare(
     The interval holds the difference in 95 % of 10,000 resamples of the objects (a paired
     bootstrap). Where it leaves out 0 the difference is marked as clear.
     """
+    from anyres.data.scene_notes import LABEL
     from anyres.evaluate.compare import compare as differences
     from anyres.evaluate.report import read
 
@@ -45,6 +46,9 @@ def compare(
             f"not the same objects: {found['objects']} common ones are compared, "
             f"{found['only_a']} are in A alone, {found['only_b']} in B alone"
         )
+    composed = [name for name in found["sets"] if name.endswith(LABEL)]
+    if composed:
+        console.print("among them: " + ", ".join(composed), markup=False)
     console.print(_differences(f"{b} minus {a}", found["overall"], found["objects"]))
     if len(found["sets"]) > 1:
         console.print(f"--json has the same for each of {len(found['sets'])} sets")

@@ -322,7 +322,7 @@ def _account(report: dict[str, Any], written: list[str]) -> None:
 
 def _figures(report: dict[str, Any]) -> "Table":
     """The figures of each set and of all."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     overall = report["overall"]
     shown = (
@@ -331,7 +331,8 @@ def _figures(report: dict[str, Any]) -> "Table":
         else "objects iou dice boundary_iou mae s e_mean f_weighted ap"
     )
     names = [name for name in shown.split() if overall.get(name) is not None]
-    table = Table("set", *names, box=None, pad_edge=False, header_style="bold")
+    first = Column("set", overflow="fold")
+    table = Table(first, *names, box=None, pad_edge=False, header_style="bold")
     sets = report["sets"]
     for title, figures in [*sets.items()] if len(sets) > 1 else []:
         table.add_row(title, *(number(name, figures[name]) for name in names))

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from anyres import __version__
-from anyres.cli import benchmark, compare, doctor, evaluate, models, predict, train
+from anyres.cli import benchmark, compare, doctor, evaluate, models, predict, scenes, train
 from anyres.errors import AnyresError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command(epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=scenes.EXAMPLES)(scenes.scenes)
 app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command()(models.models)
 app.command()(doctor.doctor)

@@ -65,7 +65,7 @@ def photometric(image: Image, rng: Generator) -> Image:
     if rng.random() < 0.06:
         image = _motion_blur(image, rng)
     if rng.random() < 0.15:
-        image = _noise(image, float(np.exp(rng.uniform(np.log(2.0), np.log(20.0)))), rng)
+        image = noise(image, float(np.exp(rng.uniform(np.log(2.0), np.log(20.0)))), rng)
     if rng.random() < 0.2:
         image = _jpeg(image, int(rng.integers(25, 90)))
     return image
@@ -115,14 +115,28 @@ def _noise_bank() -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(1 << 21).astype(np.float32)
 
 
-def _noise(image: Image, deviation: float, rng: Generator) -> Image:
-    """Add normal noise, grey or coloured, from a random stretch of the bank."""
+def noise(image: Image, deviation: float, rng: Generator) -> Image:
+    """Add normal noise, grey or coloured, from random stretches of a bank.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        deviation: the noise's standard deviation.
+        rng: where the random numbers come from.
+
+    Returns:
+        A new (H, W, 3) uint8 RGB array.
+    """
     bank = _noise_bank()
-    shape = image.shape if rng.random() < 0.6 else (*image.shape[:2], 1)
-    count = int(np.prod(shape))
-    start = int(rng.integers(0, max(1, bank.size - count)))
-    noise = np.resize(bank[start : start + count], shape) * np.float32(deviation)
-    changed: Image = (image + noise).clip(0, 255).astype(np.uint8)
+    channels = 3 if rng.random() < 0.6 else 1
+    changed = np.empty_like(image)
+    step = max(1, bank.size // (2 * image.shape[1] * channels))  # rows that half of it lasts for
+    for top in range(0, len(image), step):
+        part = image[top : top + step]
+        shape = (*part.shape[:2], channels)
+        count = int(np.prod(shape))
+        start = int(rng.integers(0, max(1, bank.size - count)))
+        added = np.resize(bank[start : start + count], shape) * np.float32(deviation)
+        changed[top : top + step] = (part + added).clip(0, 255).astype(np.uint8)
     return changed
 
 
@@ -173,7 +187,7 @@ def paste(
     front = cv2.warpAffine(source, matrix, size, flags=cv2.INTER_LINEAR, borderMode=1)
     alpha = cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_LINEAR)
     alpha = cv2.GaussianBlur(alpha, (0, 0), float(rng.uniform(0.4, 1.1)))
-    placed_mask = (alpha > 127).astype(np.uint8)
+    placed_mask = (alpha >= 135).astype(np.uint8)  # where it is half of the blend below, or more
     if not placed_mask.any():
         return None
     front = _relight(front, image, placed_mask, rng)

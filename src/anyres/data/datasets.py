@@ -22,6 +22,7 @@ from anyres.data.layouts.index import Found, Indexed, Reader, index, read_maps
 from anyres.data.layouts.listing import FOLDER, Pair, Place, Problem, find_places, pairs_of
 from anyres.data.layouts.published import LAYOUTS, SYNONYMS
 from anyres.data.maps import VOID, Kind, Meaning, Objects, read_objects
+from anyres.data.scene_notes import LABEL, source_checksums
 from anyres.errors import InputError
 from anyres.files import sha256_file
 
@@ -68,7 +69,8 @@ class Dataset:
         problems: pictures and masks that cannot be used.
         fingerprint: SHA-256 over what the files hold, the keys of the objects that are counted, and
             the rule for void: a copy elsewhere has the same one.
-        pictures: part -> the checksums of its pictures, as ``picture_checksum`` gives them.
+        pictures: part -> the checksums of its pictures, as ``picture_checksum`` gives them, and of
+            those that composed scenes are made of.
     """
 
     def __init__(
@@ -193,6 +195,7 @@ def open_dataset(
     pictures: dict[str, set[str]] = {}
     digest = hashlib.sha256(f"{void}\n".encode())
     for place in places:
+        pictures[place.part.name] = set(source_checksums(place.images.parent))
         if layout == FOLDER:
             place = replace(place, part=replace(place.part, meaning=kind))
         reader: Reader
@@ -212,7 +215,7 @@ def open_dataset(
             areas += [found.area / math.prod(entry.size_hw) for found in entry.objects]
             objects += refs
             if refs:
-                pictures.setdefault(place.part.name, set()).add(entry.digest[:_DIGITS])
+                pictures[place.part.name].add(entry.digest[:_DIGITS])
                 digest.update(f"{entry.digest} {[(r.key, r.area) for r in refs]}\n".encode())
     if strict and problems:
         raise InputError(f"{len(problems)} problems, the first: {problems[0]}")
@@ -319,7 +322,8 @@ def leaks(dataset: Dataset, trained_on: Mapping[str, Sequence[str]]) -> tuple[st
     return tuple(
         name
         for name in dataset.sets
-        if _plain_name(name) in seen or not checksums.isdisjoint(dataset.pictures[name])
+        if _plain_name(name.removesuffix(LABEL)) in seen
+        or not checksums.isdisjoint(dataset.pictures[name])
     )
 
 

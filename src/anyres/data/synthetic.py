@@ -152,7 +152,7 @@ def _filling(image: Image, rng: Generator, texture: Image | None) -> Filling:
         plain = np.broadcast_to(base, (height, width, 3)) + ramp
         return lambda: plain
     if kind == "noise":
-        return lambda: base + _clouds((height, width), rng)
+        return lambda: base + clouds((height, width), rng)
     source = image.copy() if texture is None or kind == "self" else texture
     gain = np.exp(rng.normal(0, 0.25, 3)).astype(np.float32)
     shift = np.float32(rng.normal(0, 25))
@@ -179,8 +179,8 @@ def _ramp(size_hw: Size, rng: Generator) -> NDArray[np.float32]:
     return ramp
 
 
-def _clouds(size_hw: Size, rng: Generator) -> NDArray[np.float32]:
-    """Noise of several coarsenesses, (H, W, 3)."""
+def clouds(size_hw: Size, rng: Generator) -> NDArray[np.float32]:
+    """Noise of several coarsenesses about 0, (H, W, 3)."""
     cv2 = opencv()
     height, width = size_hw
     made = np.zeros((height, width, 3), np.float32)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anyres.clicks import as_points
 from anyres.data.images import write_png
+from anyres.data.scene_notes import LABEL
 from anyres.evaluate.protocols import Promptable, Target, Trial
 from anyres.evaluate.run import Task, replay
 from anyres.predict.draw import overlay
@@ -51,7 +52,8 @@ def draw_sheet(path: Path, task: Task, model: Promptable, keys: Sequence[str]) -
     tiles = []
     for key in keys:
         picture, target, trial = replay(task, model, refs[key])
-        tiles.append(_tile(key, picture, target, trial))
+        said = LABEL if refs[key].set.endswith(LABEL) else ""
+        tiles.append(_tile(key + said, picture, target, trial))
     columns = min(_COLUMNS, len(tiles))
     lines = math.ceil(len(tiles) / columns)
     height, width = tiles[0].shape[0] + _GAP, tiles[0].shape[1] + _GAP
@@ -63,7 +65,7 @@ def draw_sheet(path: Path, task: Task, model: Promptable, keys: Sequence[str]) -
     write_png(path, sheet)
 
 
-def _tile(key: str, picture: Picture, target: Target, trial: Trial) -> Picture:
+def _tile(title: str, picture: Picture, target: Target, trial: Trial) -> Picture:
     """Two squares and two lines of text."""
     box = _surroundings(target, trial)
     prompt = _prompt(trial)
@@ -74,7 +76,7 @@ def _tile(key: str, picture: Picture, target: Target, trial: Trial) -> Picture:
     tile.paste(answer, (_TILE + 4, _TEXT))
     draw = ImageDraw.Draw(tile)
     font = ImageFont.load_default(15)
-    draw.text((2, 2), _short(key, draw, font, 2 * _TILE), fill="black", font=font)
+    draw.text((2, 2), _short(title, draw, font, 2 * _TILE), fill="black", font=font)
     draw.text((2, 22), "truth", fill="#5b6472", font=font)
     draw.text((_TILE + 6, 22), _said(trial), fill="#5b6472", font=font)
     return np.array(tile)

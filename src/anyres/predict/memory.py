@@ -158,10 +158,10 @@ def _hrsam(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
     padded = _padded(grid_hw, config.window, shifted=True)
     # Both scales live at once where they are scanned together.
     tokens = grid_hw[0] * grid_hw[1] + (config.anchor // config.patch) ** 2
-    scores = 2 * config.heads * config.window**2 * padded
+    scores = 3 * config.heads * config.window**2 * padded
     laterals = len(config.out_blocks) * config.neck
-    # Input, norm, projection (3) of the tokens; windows (3), turned (2) and scaled padded ones.
-    blocks = config.dim * (5 + 6 * padded) + scores + laterals
+    # Input, norm, projection (3) of the tokens; windows (3), turned (2), scaled, by heads (3).
+    blocks = config.dim * (5 + 9 * padded) + scores + laterals
     if config.stem is None:
         return tokens * blocks
     half, quarter, eighth = config.stem

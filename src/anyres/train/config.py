@@ -31,7 +31,7 @@ SCHEDULES = ("linear", "cosine")
 DTYPES = ("auto", "float32", "bfloat16")
 _CHOICES = {"task": TASKS, "schedule": SCHEDULES, "dtype": DTYPES}
 _CLICKS = ("click_decay", "box_share", "mask_share", "forget_share")
-_SHARES = (*_CLICKS, "pasted", "drawn", "layer_decay", "decay", "ema")
+_SHARES = (*_CLICKS, "pasted", "drawn", "detailed", "layer_decay", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ class TrainConfig:
     long_side: int = 1000
     pasted: float = 0.4
     drawn: float = 0.35
+    detailed: float = 0.2
     box_share: float = 0.15
     mask_share: float = 0.1
     forget_share: float = 0.2

@@ -87,6 +87,7 @@ def _interactive(config: TrainConfig, data: Path, share: Share) -> Task:
         long_side=config.long_side,
         pasted=config.pasted,
         drawn=config.drawn,
+        detailed=config.detailed,
     )
 
     def feed(start: int) -> Iterator[Any]:

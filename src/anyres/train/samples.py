@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, opencv, paste, photometric
+from anyres.data.scenes import draw_detail
 from anyres.data.synthetic import Drawn, draw_shape, draw_wires
 from anyres.errors import InputError
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
@@ -64,6 +65,7 @@ class SampleStream:
         long_side: int = 1000,
         pasted: float = 0.4,
         drawn: float = 0.35,
+        detailed: float = 0.2,
     ) -> None:
         """List the sets; pictures are decoded when first drawn.
 
@@ -77,6 +79,7 @@ class SampleStream:
             long_side: pictures are kept at most this long, in pixels.
             pasted: share of samples with cut-outs pasted over them, where sets give any.
             drawn: share of samples with shapes or wires drawn over them.
+            detailed: share that show part of a large object with thin parts, pixel for pixel.
 
         Raises:
             InputError: a size, count, seed or weight out of range, or no data under ``root``.
@@ -88,6 +91,7 @@ class SampleStream:
         self.seed = seed
         self.pasted = pasted
         self.drawn = drawn
+        self.detailed = detailed
         sources = find_sources(Path(root), weights, layouts)
         self._sources = [s for s in sources if s.marked]
         self._weights = _shares([s.rule.weight for s in self._sources])
@@ -142,6 +146,8 @@ class SampleStream:
             scene = self._pasted(scene, rng)
         if scene.masks and rng.random() < self.drawn:
             scene = self._synthetic(scene, rng)
+        if scene.masks and rng.random() < self.detailed:
+            scene = self._detailed(scene, rng)
         return scene
 
     def _synthetic(self, scene: _Scene, rng: Generator) -> _Scene:
@@ -149,11 +155,19 @@ class SampleStream:
         if rng.random() < WIRES:
             drawn = draw_wires(scene.image, rng)
         else:
-            source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
-            entries = self._marked[source.name]
-            texture = self._cache.picture(entries[int(rng.integers(len(entries)))])
-            drawn = draw_shape(scene.image, rng, texture)
+            drawn = draw_shape(scene.image, rng, self._texture(rng))
         return scene if drawn is None else _with_drawn(scene, drawn)
+
+    def _detailed(self, scene: _Scene, rng: Generator) -> _Scene:
+        """Draw the window of a large object that a crop of a high-resolution scene shows."""
+        found = draw_detail(scene.image, self._texture(rng), rng)
+        return scene if found is None else _over(scene, found, SMALLEST / 4)
+
+    def _texture(self, rng: Generator) -> NDArray[np.uint8]:
+        """Draw a photograph that may fill drawn objects."""
+        source = self._sources[int(rng.choice(len(self._sources), p=self._weights))]
+        entries = self._marked[source.name]
+        return self._cache.picture(entries[int(rng.integers(len(entries)))])
 
     def _crop(self, source: Source, side: int, rng: Generator) -> _Scene:
         """Cut a square out of a picture around one of its objects, with that and others' masks."""

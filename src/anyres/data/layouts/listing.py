@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anyres.data.layouts.folder import IMAGE_SUFFIXES, list_entries
 from anyres.data.layouts.published import LAYOUTS, Part
+from anyres.data.scene_notes import LABEL, is_composed
 from anyres.errors import InputError
 
 FOLDER = "folder"
@@ -124,14 +125,16 @@ def _plain(root: Path) -> Iterator[Place]:
     for folder in found:
         name = folder.resolve().name
         prefix = name if folder == root else f"{root.resolve().name}/{name}"
-        part = Part(name, (("images", "masks"),), "auto")
+        # In the name, as that is what every table, report and plot shows.
+        part = Part(name + LABEL if is_composed(folder) else name, (("images", "masks"),), "auto")
         yield Place(part, folder / "images", folder / "masks", prefix)
 
 
 def _of_name(places: list[Place], part: str | None, root: Path) -> list[Place]:
     if part is None:
         return places
-    wanted = [place for place in places if place.part.name.lower() == part.lower()]
+    asked = part.lower().removesuffix(LABEL)
+    wanted = [place for place in places if place.part.name.lower().removesuffix(LABEL) == asked]
     if not wanted:
         there = ", ".join(place.part.name for place in places) or "none that is known"
         raise InputError(f"{root} has no part {part!r}; it has {there}")

@@ -1,0 +1,169 @@
+"""The results as the Markdown tables of docs/results.md: mean and spread over the seeds."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims.plan import (
+    KINDS,
+    LENGTHS,
+    OTHER_SIZES,
+    PHOTOS,
+    SCENES,
+    SEEDS,
+    SIZES,
+    TRAINED,
+    VARIANTS,
+    Score,
+    Training,
+    jobs,
+)
+
+FIGURES = ("noc90", "noc95", "iou1", "iou5")
+Key = tuple[str, str, int, str]
+
+
+class Results:
+    """What has been scored so far: model, set, size and variant -> the seeds' values."""
+
+    def __init__(self, out: Path) -> None:
+        """Read all scores in a folder."""
+        self._found: dict[Key, dict[str, list[float]]] = {}
+        self.minutes: dict[str, list[float]] = {}
+        variants = {json.dumps(v): name for name, v in (LENGTHS | VARIANTS).items()}
+        for job in jobs():
+            if isinstance(job, Training):
+                done = out / job.name / "done.json"
+                if done.exists():
+                    kind = job.name.rpartition("-")[0]
+                    minutes = json.loads(done.read_text())["minutes"]
+                    self.minutes.setdefault(kind, []).append(minutes)
+                continue
+            place = out / "scores" / f"{job.name}.json"
+            if place.exists():
+                self._add(job, variants, json.loads(place.read_text())["figures"])
+
+    def _add(self, job: Score, variants: dict[str, str], figures: dict[str, Any]) -> None:
+        variant = variants[json.dumps(job.length)] if job.length else ""
+        key = (job.weights.rpartition("-")[0], job.data, job.resolution, variant)
+        of = self._found.setdefault(key, {})
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                of.setdefault(name, []).append(float(value))
+
+    def values(self, key: Key, figure: str) -> list[float]:
+        """The seeds' values, none if nothing is there."""
+        return self._found.get(key, {}).get(figure, [])
+
+    def cell(self, key: Key, figure: str) -> str:
+        """Mean, and least and most over the seeds."""
+        values = self.values(key, figure)
+        if not values:
+            return "-"
+        digits = 3 if figure.startswith(("iou", "spc")) else 2
+        mean = f"{statistics.fmean(values):.{digits}f}"
+        if len(values) == 1:
+            return f"{mean} (one seed)"
+        return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def by_size(results: Results, models: Sequence[str]) -> str:
+    """(a) and (b): models at once, twice and four times the teacher's size."""
+    figures = ("noc90", "noc95", "iou1", "spc")
+    rows = [
+        [data, model, str(size), *(results.cell((model, data, size, ""), f) for f in figures)]
+        for data in (*PHOTOS, SCENES)
+        for model in models
+        for size in SIZES
+    ]
+    return table(("set", "model", "long side", "NoC90", "NoC95", "IoU@1", "SPC, s"), rows)
+
+
+def by_length(results: Results) -> str:
+    """(c): the teacher at other sizes, with each part of BA-SAM."""
+    rows = []
+    for data in PHOTOS:
+        for size in OTHER_SIZES:
+            for name in (*LENGTHS, *VARIANTS):
+                key = ("teacher", data, size, name)
+                if results.values(key, "noc90"):
+                    cells = [results.cell(key, figure) for figure in FIGURES]
+                    rows.append([data, f"{size / TRAINED:g}x", name, *cells])
+    return table(("set", "size", "attention", "NoC90", "NoC95", "IoU@1", "IoU@5"), rows)
+
+
+def by_training(results: Results) -> str:
+    """(d): specialists, the generalist and what both began with."""
+    rows = []
+    for name, data in KINDS.items():
+        for model in ("teacher", f"on-{name}", "on-all"):
+            key = (model, data, TRAINED, "")
+            rows.append([data, model, *(results.cell(key, figure) for figure in FIGURES)])
+    return table(("set", "model", "NoC90", "NoC95", "IoU@1", "IoU@5"), rows)
+
+
+def verdicts(results: Results) -> str:
+    """Which claims hold: in the mean, and whether every seed says so."""
+    rows = []
+    for data in (*PHOTOS, SCENES):
+        own = ("teacher", data, TRAINED, "")
+        for model in ("student", "anchored"):
+            for size in SIZES[1:]:
+                for figure in ("noc90", "noc95"):
+                    what = f"{model} at {size} below teacher at {TRAINED}, {data}, {figure}"
+                    rows.append(_verdict(results, what, (model, data, size, ""), own, figure))
+        for size in SIZES:
+            pair = (("anchored", data, size, ""), ("student", data, size, ""))
+            what = f"HRSAM++ below HRSAM at {size}, {data}, noc90"
+            rows.append(_verdict(results, what, *pair, "noc90"))
+    for data in PHOTOS:
+        for size in OTHER_SIZES[2:]:
+            plain = ("teacher", data, size, "plain")
+            for name in ("scale", "bias", "both"):
+                what = f"{name} below plain at {size}, {data}, noc90"
+                rows.append(_verdict(results, what, ("teacher", data, size, name), plain, "noc90"))
+    for name, data in KINDS.items():
+        pair = (("on-all", data, TRAINED, ""), (f"on-{name}", data, TRAINED, ""))
+        rows.append(_verdict(results, f"generalist below specialist, {data}", *pair, "noc90"))
+    return table(("claim", "difference", "seeds for it", "holds"), [row for row in rows if row])
+
+
+def _verdict(results: Results, what: str, one: Key, other: Key, figure: str) -> list[str]:
+    first, second = results.values(one, figure), results.values(other, figure)
+    pairs = list(zip(first, second, strict=False))
+    if not pairs:
+        return []
+    differences = [a - b for a, b in pairs]
+    wins = sum(d < 0 for d in differences)
+    mean = statistics.fmean(differences)
+    apart = min(second, default=0) > max(first, default=0)
+    if apart and len(pairs) == len(SEEDS):
+        holds = "yes, beyond the spread"
+    else:
+        holds = "yes" if mean < 0 and wins == len(pairs) else ("in the mean" if mean < 0 else "no")
+    return [what, f"{mean:+.2f}", f"{wins} of {len(pairs)}", holds]
+
+
+def page(out: Path) -> str:
+    """All tables."""
+    results = Results(out)
+    minutes = [
+        [name, *(f"{value:.1f}" for value in values)] for name, values in results.minutes.items()
+    ]
+    parts: list[tuple[str, Callable[[], str]]] = [
+        ("Claims", lambda: verdicts(results)),
+        ("(a), (b) Sizes", lambda: by_size(results, ("teacher", "student", "anchored"))),
+        ("(c) BA-SAM, zero-shot", lambda: by_length(results)),
+        ("(d) Generalist and specialists", lambda: by_training(results)),
+    ]
+    text = [f"## {title}\n\n{make()}" for title, make in parts]
+    text.append("## Minutes of training, by seed\n\n" + "\n".join(" ".join(m) for m in minutes))
+    return "\n\n".join(text) + "\n"
