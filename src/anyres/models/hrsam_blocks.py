@@ -58,10 +58,11 @@ class _Projection:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Queries, keys and values (..., 3, H, D) of tokens (..., C)."""
-        if self._other is not None:
-            channels: Tensor = self._other(x).movedim(-1, 0)
-            return _ready(channels, self._sizes[1]).movedim(0, -1).unflatten(-1, self._sizes)
-        qkv: Tensor = F.linear(x, self._weight, self._bias).unflatten(-1, self._sizes)
+        if self._other is None:
+            rows = F.linear(x, self._weight, self._bias)
+        else:
+            rows = _ready(self._other(x).movedim(-1, 0), self._sizes[1]).movedim(0, -1)
+        qkv: Tensor = rows.unflatten(-1, self._sizes)
         return qkv
 
 
