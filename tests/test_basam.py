@@ -109,6 +109,29 @@ def test_official_encoders(golden, name, case):
         assert factor * 8**-0.5 == pytest.approx(scale, rel=1e-12)
 
 
+def test_absolute_positions_beside_tables_of_another_size(golden):
+    """The official code resizes such tables in each call; adding positions, at one size only."""
+    state, arguments, size, expected, _ = official(
+        golden, "basam_encoder", "img2048_tables_of_1024"
+    )
+    side, dim = size // arguments["patch_size"], arguments["embed_dim"]
+    torch.manual_seed(0)
+    positions = torch.randn(1, side, side, dim)
+    arguments = arguments | {"use_abs_pos": True}
+    encoder = from_official("sam", state | {"pos_embed": positions}, arguments)
+    assert encoder.config.image_size == size
+    assert torch.equal(encoder.pos_embed, positions)
+    tokens = torch.zeros_like(positions)
+    assert torch.equal(encoder._add_positions(tokens), positions)
+    with torch.no_grad():
+        encoder.pos_embed.zero_()
+        found = encoder(pixels_of(size))[..., ::2, ::2]
+    wanted = expected["embedding"]
+    assert (found - wanted).abs().max() <= 1e-4 * max(1.0, wanted.abs().max().item())
+    with pytest.raises(WeightsError, match="pos_embed is 1x32x31x16 and not 1x32x32x16"):
+        from_official("sam", state | {"pos_embed": positions[:, :, 1:]}, arguments)
+
+
 def test_official_scales(golden):
     table = golden("basam_encoder")[0]["attention_scale_by_img_size"]
     assert len(table) >= 16
@@ -587,6 +610,12 @@ def test_whole_official_models_are_read(sam_file, tmp_path):
         assert found.config.encoder == built.config.encoder
         for key, tensor in found.state_dict().items():
             assert torch.equal(tensor, state[key])
+    # With absolute positions their size is the model's, whatever that of its tables.
+    positions = torch.randn(1, 32, 32, 16)
+    torch.save(state | {"image_encoder.pos_embed": positions}, tmp_path / "larger.pth")
+    found = load_weights("sam_vit_b", tmp_path / "larger.pth")
+    assert (found.config.image_size, found.config.encoder.length.official_size) == (2048, 2048)
+    assert torch.equal(found.image_encoder.pos_embed, positions)
 
 
 @pytest.mark.parametrize("pad", ["square", "patch"])

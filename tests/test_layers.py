@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anyres.errors import InputError
 from anyres.models.layers import StridedConv2d
+from tiny import random_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -24,3 +26,9 @@ def test_a_strided_convolution_of_a_narrow_map(dtype, inputs, kernel, stride, pa
     assert answer.shape == (1, 128, 64, columns)
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(answer, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["default", "hrsam_pp_ti", "sam_ti", "mobile_sam"])
+def test_no_picture_at_all(name):
+    with torch.no_grad(), pytest.raises(InputError, match="no picture"):
+        random_model(name).encode(torch.zeros(0, 3, 64, 64))

@@ -9,10 +9,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from anyres.errors import InputError
-from anyres.models.config import ModelConfig, ViTConfig
+from anyres.models.config import EncoderConfig, ModelConfig, ViTConfig
 from anyres.models.segmenter import Segmenter
 from anyres.models.tiny_vit import TinyViT
 from anyres.models.vit import ImageEncoderViT
+from anyres.ops.attention import resize_relative_table
 from anyres.ops.length import LengthConfig
 
 
@@ -86,12 +87,42 @@ def encoder_config(
         return config
     built_for = config.image_size
     # The scale is that of the size the model was built for, the tables may be those of another.
-    tables = (state.get(f"{prefix}blocks.{i}.attn.rel_pos_h") for i in config.global_blocks)
-    sides = {(table.shape[0] + 1) // 2 for table in tables if table is not None and table.ndim}
-    if len(sides) == 1:
-        config = replace(config, image_size=sides.pop() * config.patch)
+    # Absolute positions are not: the official code can add them at the size it was built for only.
+    positions = state.get(f"{prefix}pos_embed")
+    if positions is None:
+        tables = (state.get(f"{prefix}blocks.{i}.attn.rel_pos_h") for i in config.global_blocks)
+        sides = {(table.shape[0] + 1) // 2 for table in tables if table is not None and table.ndim}
+        if len(sides) == 1:
+            config = replace(config, image_size=sides.pop() * config.patch)
+    elif published and positions.ndim == 4:
+        config = replace(config, image_size=positions.shape[1] * config.patch)
     if published:
         built_for = config.image_size
-        config = replace(config, absolute_positions=f"{prefix}pos_embed" in state)
+        config = replace(config, absolute_positions=positions is not None)
     length = LengthConfig(scale="official", bias="coefficient", official_size=built_for)
     return replace(config, length=length)
+
+
+def fitted(config: EncoderConfig, state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """A state dict whose relative positions are for the size of the absolute ones.
+
+    Official BA-SAM resizes tables of another size in each call. With absolute positions all its
+    calls are at one size, so that this is the same.
+
+    Args:
+        config: what ``encoder_config`` made of the state dict.
+        state: the state dict.
+        prefix: what the names of the encoder's parameters begin with.
+    """
+    if not isinstance(config, ViTConfig) or config.length.bias != "coefficient":
+        return state
+    if not config.absolute_positions:
+        return state
+    side = config.image_size // config.patch
+    tables = {
+        name: resize_relative_table(state[name], side)
+        for i in config.global_blocks
+        for axis in "hw"
+        if (name := f"{prefix}blocks.{i}.attn.rel_pos_{axis}") in state and state[name].ndim == 2
+    }
+    return {**state, **tables}

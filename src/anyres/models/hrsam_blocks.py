@@ -2,13 +2,15 @@
 
 On a CPU and without gradients both go through a picture in parts (``ops.threads``): everything in a
 block is local to its windows, so a few windows go through a whole block at a time, on one thread,
-and nothing of the picture's size is made but the answer.
+and nothing of the picture's size is made but the answer. There, layers' parameters are read and the
+layers themselves are not called, so blocks with other layers put in, or with hooks, are left whole.
 
 Parameter names are those of the official state dict.
 
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w; H heads, D channels of a head.
 """
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -40,18 +42,27 @@ class _Projection:
     """A block's ``qkv`` made ready for ``attend_windows``, and what its windows share."""
 
     def __init__(self, attention: "WindowAttention", rope: tuple[Tensor, Tensor]) -> None:
-        linear, heads = attention.qkv, attention.heads
+        heads, padding = attention.heads, attention.padding
         self._sizes = (3, heads, -1)
-        self._weight, self._bias = (_ready(x, heads) for x in (linear.weight, linear.bias))
-        cos, sin = turn_table(*rope, like=linear.weight)
+        self._other: nn.Module | None = None
+        if _as_built([attention.qkv], padding.dtype):
+            linear = attention.qkv
+            self._weight, self._bias = (_ready(x, heads) for x in (linear.weight, linear.bias))
+        else:
+            self._other = attention.qkv
+        cos, sin = turn_table(*rope, like=padding)
         side = round(len(cos) ** 0.5)
-        pad = self(attention.padding)[0]
+        pad = self(padding)[0]
         shape = (side, side, -1)
         self.slots = Slots(cos.view(shape), sin.view(shape), pad)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Queries, keys and values (..., 3, H, D) of tokens (..., C)."""
-        qkv: Tensor = F.linear(x, self._weight, self._bias).unflatten(-1, self._sizes)
+        if self._other is None:
+            rows = F.linear(x, self._weight, self._bias)
+        else:
+            rows = _ready(self._other(x).movedim(-1, 0), self._sizes[1]).movedim(0, -1)
+        qkv: Tensor = rows.unflatten(-1, self._sizes)
         return qkv
 
 
@@ -119,7 +130,7 @@ class Block(nn.Module):
 
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Shape kept."""
-        if runs_in_parts(x_BhwC):
+        if runs_in_parts(x_BhwC) and _as_built(self.modules(), x_BhwC.dtype):
             if block.runs_compiled(x_BhwC, self.attn.heads, plan.window, self.mlp.fc1.out_features):
                 return self._compiled(x_BhwC, plan, rope)
             return self._in_groups(x_BhwC, plan, rope)
@@ -181,7 +192,7 @@ class CycleScan(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Shape kept; L in raster order."""
-        if _scans_compiled(x_BLC):
+        if self._runs_compiled(x_BLC):
             return self._compiled([x_BLC])[0]
         inputs = self.in_proj(self.in_norm(x_BLC))
         u, gate = inputs.split(self.sizes[0], dim=-1)
@@ -191,11 +202,15 @@ class CycleScan(nn.Module):
 
     def over(self, maps: list[Tensor]) -> list[Tensor]:
         """Scan the tokens of all maps (B, h, w, C) as one sequence; shapes kept."""
-        if _scans_compiled(maps[0]):
+        if self._runs_compiled(maps[0]):
             return self._compiled(maps)
         sequence = torch.cat([x.flatten(1, 2) for x in maps], dim=1)
         parts = self(sequence).split([x.shape[1] * x.shape[2] for x in maps], dim=1)
         return [part.unflatten(1, x.shape[1:3]) for part, x in zip(parts, maps, strict=True)]
+
+    def _runs_compiled(self, x: Tensor) -> bool:
+        in_parts = runs_in_parts(x) and _as_built(self.modules(), x.dtype)
+        return in_parts and block.scan_runs_compiled(x)
 
     def _scan(self, u: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
         delta, b, c = weights.split(self.sizes, dim=-1)
@@ -224,5 +239,22 @@ class CycleScan(nn.Module):
         return cycle_cpu.run(maps, parameters, lambda u, weights: self._scan(u, weights, u))
 
 
-def _scans_compiled(x: Tensor) -> bool:
-    return runs_in_parts(x) and block.scan_runs_compiled(x)
+# What blocks are built of.
+_BUILT_OF = (nn.Linear, nn.LayerNorm, nn.Sequential, nn.SiLU, WindowAttention, _MLP)
+
+
+def _as_built(layers: Iterable[nn.Module], dtype: torch.dtype) -> bool:
+    """Whether layers do what their parameters say: no others in their places, and no hooks.
+
+    Products must be in this precision, too. Blocks themselves may be among the layers.
+    """
+    for layer in layers:
+        if isinstance(layer, Block | CycleScan):
+            continue
+        if type(layer) not in _BUILT_OF or layer._forward_hooks or layer._forward_pre_hooks:
+            return False
+        if isinstance(layer, nn.LayerNorm):
+            continue
+        if any(x.dtype != dtype for x in layer._parameters.values() if x is not None):
+            return False
+    return True

@@ -158,7 +158,7 @@ def check_pixels(pixels: Tensor, patch: int) -> None:
     """Check what an image encoder is given: a convolution would cut off what makes no whole patch.
 
     Raises:
-        InputError: not (B, 3, H, W) with H and W multiples of the patch.
+        InputError: not (B, 3, H, W) with H and W multiples of the patch, or no picture.
     """
     shape = tuple(pixels.shape)
     if len(shape) != 4 or shape[1] != 3 or any(side < 1 or side % patch for side in shape[2:]):
@@ -166,6 +166,8 @@ def check_pixels(pixels: Tensor, patch: int) -> None:
             f"the encoder takes (B, 3, H, W) with H and W multiples of {patch}, not {shape}; "
             "pad the picture at the bottom and right (Segmenter.preprocess)"
         )
+    if shape[0] < 1:
+        raise InputError(f"the encoder got no picture: {shape}; give it one or more")
 
 
 def resize_table(table_1CHW: Tensor, grid_hw: tuple[int, int], mode: str, stretch: bool) -> Tensor:

@@ -224,7 +224,7 @@ def _whole_sam(state: Mapping[str, Tensor], wanted: ModelConfig | None) -> Segme
     if mobile:
         state = official.without_leftovers(state, prefix)
     found = basam.model_config(wanted, state, prefix, published=True)
-    return fill(lambda: build(found), state)
+    return fill(lambda: build(found), basam.fitted(found.encoder, state, prefix))
 
 
 def check_wanted(found: ModelConfig, model: str, path: str | Path) -> None:
@@ -291,10 +291,11 @@ def from_official(
     if whole:
         model = published or official.sam_config(config or {}, kind)
         model = basam.model_config(model, state, prefix, published is not None)
-        return fill(lambda: build(model), state)
+        return fill(lambda: build(model), basam.fitted(model.encoder, state, prefix))
     encoder = published.encoder if published else official.encoder_config(kind, config or {})
     if isinstance(encoder, ViTConfig):
         encoder = basam.encoder_config(encoder, state, prefix, published is not None)
+    state = dict(basam.fitted(encoder, state, prefix))
     return fill(lambda: build_encoder(encoder), state, [(prefix, "")])
 
 
