@@ -89,8 +89,9 @@ def made_ahead(
 def _calm(_: int) -> None:
     """Keep a worker on one thread, and deaf to signals that go to all processes of a group.
 
-    Ctrl-C and ``torchrun`` send them so. It is for the run to stop, which then ends its workers.
+    Ctrl-C and ``torchrun`` send them so. It is for the run to stop, which then ends its workers:
+    the first SIGTERM alone is passed over, since a run that ends sends them to those left.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
