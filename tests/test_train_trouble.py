@@ -29,6 +29,22 @@ def test_a_disk_without_room_is_told_before_the_first_step(discs, tmp_path, monk
         estimate(TINY, discs, tmp_path / "run")
 
 
+def test_python_ends_while_samples_are_being_made(discs):
+    """Something that keeps the stream alive must not keep Python waiting for its workers."""
+    code = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from anyres.train.batches import batches
+        from anyres.train.samples import SampleStream
+        samples = SampleStream(Path({str(discs)!r}), size=64, objects=1, seed=0)
+        stream = batches(samples, 1, workers=1)
+        next(stream)
+        sys.kept = stream
+    """)
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == 0
+
+
 def test_a_disk_that_fills_up_costs_no_checkpoint(discs, tmp_path):
     """A limit on the size of files stands for the full disk: of a checkpoint, of the log."""
     train(replace(TINY, steps=1), discs, tmp_path, silent)

@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument(
         "--scenes", type=Path, default=Path("out/scenes2048"), help="the semi-synthetic set"
     )
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
+    parser.add_argument(
+        "--seed", type=int, action="append", choices=SEEDS, help="only this one; may be repeated"
+    )
     parser.add_argument("--only", default="", help="jobs whose name begins so, e.g. teacher-0")
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps; 1 for figures")
     parser.add_argument("--objects", type=int, default=25, help="of each validation set, at most")
@@ -39,7 +41,7 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="print the results")
     options = parser.parse_args()
     shop = Workshop(options.out, options.data, options.scenes, options.scale, options.objects)
-    queue = [j for j in jobs(SEEDS[: options.seeds]) if j.name.startswith(options.only)]
+    queue = [j for j in jobs(tuple(options.seed or SEEDS)) if j.name.startswith(options.only)]
     if options.tables:
         print(page(options.out), end="")
         return 0

@@ -91,7 +91,7 @@ Job = Training | Score
 
 
 def trainings(seed: int) -> Iterator[Training]:
-    """All models of a seed, each after what it stems from."""
+    """The models of (a), (b) and (c), each after what it stems from."""
     seeded = {"seed": str(seed)}
     teacher = f"teacher-{seed}"
     yield Training(
@@ -122,6 +122,12 @@ def trainings(seed: int) -> Iterator[Training]:
             {**seeded, "rounds": f"[[{2 * TRAINED}, 2], [{TRAINED}, 6]]"},
             ("start", distilled),
         )
+
+
+def specialists(seed: int) -> Iterator[Training]:
+    """The models of (d)."""
+    seeded = {"seed": str(seed)}
+    teacher = f"teacher-{seed}"
     sampling = {name: f"{{{name} = 1.0}}" for name in KINDS}
     sampling["all"] = "{" + ", ".join(f"{name} = 0.25" for name in KINDS) + "}"
     for name, shares in sampling.items():
@@ -135,7 +141,7 @@ def trainings(seed: int) -> Iterator[Training]:
 
 
 def scores(seed: int) -> Iterator[Score]:
-    """All that is scored of a seed."""
+    """What is scored for (a), (b) and (c)."""
     for kind in ("teacher", "student", "anchored"):
         for data in (*PHOTOS, SCENES):
             for size in SIZES:
@@ -147,6 +153,10 @@ def scores(seed: int) -> Iterator[Score]:
         for size in SIZES[1:]:
             for name, length in VARIANTS.items():
                 yield _score(f"teacher-{seed}", data, size, name, length)
+
+
+def special_scores(seed: int) -> Iterator[Score]:
+    """What is scored for (d)."""
     for name, data in KINDS.items():
         for trained_on in (name, "all"):
             yield _score(f"on-{trained_on}-{seed}", data, TRAINED)
@@ -161,9 +171,12 @@ def _score(
 
 
 def jobs(seeds: tuple[int, ...] = SEEDS) -> list[Job]:
-    """The queue: a seed after the other, so that whatever is done is of use."""
+    """The queue: a seed after the other, so that whatever is done is of use; (d) is last."""
     queue: dict[str, Job] = {}
     for seed in seeds:
         for job in (*trainings(seed), *scores(seed)):
+            queue.setdefault(job.name, job)
+    for seed in seeds:
+        for job in (*specialists(seed), *special_scores(seed)):
             queue.setdefault(job.name, job)
     return list(queue.values())

@@ -1,5 +1,6 @@
 """Batches by number, made ahead in other processes, and shared out between those that train."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,11 +88,14 @@ def made_ahead(
 
 
 def _calm(_: int) -> None:
-    """Keep a worker on one thread, and deaf to signals that go to all processes of a group.
+    """Keep a worker on one thread, and out of the reach of signals that go to all of a group.
 
-    Ctrl-C and ``torchrun`` send them so. It is for the run to stop, which then ends its workers:
-    the first SIGTERM alone is passed over, since a run that ends sends them to those left.
+    Ctrl-C and ``torchrun`` send them so. They are for the run, which then takes its last step and
+    ends its workers. A worker is not deaf instead: Python ends those left with a SIGTERM, and
+    would wait for them for ever.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
