@@ -15,7 +15,8 @@ from anyres.errors import InputError, WeightsError
 from anyres.models import weights
 from anyres.models.basam import adapt
 from anyres.models.build import build
-from anyres.models.config import PRESETS, ModelConfig, ViTConfig, preset
+from anyres.models.config import ModelConfig, ViTConfig
+from anyres.models.presets import PRESETS, preset
 from anyres.models.vit import ImageEncoderViT
 from anyres.models.weights import from_official, load_weights
 from anyres.ops import grid_attention

@@ -15,7 +15,7 @@ from PIL import Image
 from anyres.cli.main import main
 from anyres.errors import OutputError
 from anyres.models.build import build
-from anyres.models.config import preset, resized
+from anyres.models.presets import preset, resized
 from anyres.models.weights import save
 from anyres.predict import assets
 

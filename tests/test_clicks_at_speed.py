@@ -13,9 +13,9 @@ from anyres.data.layouts.folder import FolderDataset
 from anyres.metrics.overlap import iou
 from anyres.models.build import build
 from anyres.models.click_maps import COLOUR_SCALES, ClickMaps, Landmarks
-from anyres.models.config import DEFAULT
 from anyres.models.layers import DoublingConv2d
 from anyres.models.mask_decoder import Attention
+from anyres.models.presets import DEFAULT
 from anyres.models.stem import ConvStem
 from anyres.predict.load import put
 

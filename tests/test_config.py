@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from anyres.errors import InputError, WeightsError
-from anyres.models.config import DEFAULT, PRESETS, ModelConfig, preset
+from anyres.models.config import ModelConfig
+from anyres.models.presets import DEFAULT, PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -10,7 +10,7 @@ from PIL import Image
 from anyres.data.datasets import picture_checksum
 from anyres.errors import InputError, WeightsError
 from anyres.models import parts, weights
-from anyres.models.config import preset
+from anyres.models.presets import preset
 from anyres.train import embeddings
 from anyres.train.config import TrainConfig
 from anyres.train.distil import Lessons, distil_loss, lessons, prepare

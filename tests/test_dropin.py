@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from anyres.data.transforms import ResizeLongestSide
 from anyres.models.build import build
-from anyres.models.config import preset
+from anyres.models.presets import preset
 from anyres.models.weights import from_official
 from anyres.predict.load import put
 from anyres.predict.predictor import Predictor

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from anyres.errors import InputError
 from anyres.models.build import build
-from anyres.models.config import DEFAULT, resized
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.hrsam_blocks import WindowAttention
+from anyres.models.presets import DEFAULT, resized
 from anyres.ops.rope import frequencies, window_table
 from anyres.ops.windows import merge, partition, window_plan
 from tiny import OFFICIAL_HRSAM

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from anyres.errors import InputError
-from anyres.models.config import HRSAMConfig, preset
+from anyres.models.config import HRSAMConfig
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.hrsam_blocks import CycleScan
+from anyres.models.presets import preset
 from anyres.models.weights import from_official
 from anyres.ops.rope import window_table
 from anyres.ops.windows import partition

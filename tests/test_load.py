@@ -7,7 +7,7 @@ import torch
 import anyres
 from anyres.errors import InputError, WeightsError
 from anyres.models.build import build
-from anyres.models.config import preset, resized
+from anyres.models.presets import preset, resized
 from anyres.models.weights import save
 from anyres.ops.precision import resolve_dtype
 from anyres.predict import assets

@@ -15,7 +15,7 @@ import anyres
 from anyres.cli.main import app
 from anyres.errors import AnyresError, InputError, MemoryLimitError
 from anyres.models.build import build
-from anyres.models.config import preset, resized
+from anyres.models.presets import preset, resized
 from anyres.models.weights import save
 from anyres.ops import kernels
 from anyres.predict import memory

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from anyres.models.build import build
-from anyres.models.config import DecoderConfig, ModelConfig, ViTConfig, preset
+from anyres.models.config import DecoderConfig, ModelConfig, ViTConfig
+from anyres.models.presets import preset
 
 pytestmark = pytest.mark.oracle
 

@@ -246,7 +246,7 @@ def test_a_rectangle_has_the_dense_positions_inside_its_square():
 
 
 def test_the_published_sizes():
-    from anyres.models.config import preset
+    from anyres.models.presets import preset
 
     counts = {}
     for name in ("sam_vit_b", "sam_ti"):

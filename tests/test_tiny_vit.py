@@ -12,8 +12,9 @@ import anyres
 from anyres.errors import InputError, WeightsError
 from anyres.models import weights
 from anyres.models.build import build, build_encoder
-from anyres.models.config import PRESETS, DecoderConfig, ModelConfig, TinyViTConfig, preset, resized
+from anyres.models.config import DecoderConfig, ModelConfig, TinyViTConfig
 from anyres.models.official import sam_config, tiny_vit_config
+from anyres.models.presets import PRESETS, preset, resized
 from anyres.models.tiny_vit import TinyViT
 from anyres.models.weights import from_official, load_weights
 from anyres.ops.length import LengthConfig, mobile_scale

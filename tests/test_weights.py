@@ -20,8 +20,9 @@ from anyres.errors import InputError, WeightsError
 from anyres.models import config as configs
 from anyres.models import official, reading, weights
 from anyres.models.build import build, build_encoder
-from anyres.models.config import DecoderConfig, HRSAMConfig, ModelConfig, ViTConfig, preset
+from anyres.models.config import DecoderConfig, HRSAMConfig, ModelConfig, ViTConfig
 from anyres.models.official import hrsam_config, hrsam_model_config, sam_config, vit_config
+from anyres.models.presets import preset
 from anyres.models.weights import from_official, load_weights, segmenter_from_official
 
 DECODER = DecoderConfig(dim=16, heads=2, mlp=24, iou_hidden=24)

@@ -3,7 +3,8 @@
 import torch
 
 from anyres.models.build import build
-from anyres.models.config import HRSAMConfig, ViTConfig, preset, resized
+from anyres.models.config import HRSAMConfig, ViTConfig
+from anyres.models.presets import preset, resized
 from anyres.models.segmenter import Segmenter
 from anyres.models.vit import ImageEncoderViT
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from anyres.benchmark import stock
 from anyres.errors import InputError
 from anyres.models.build import build
-from anyres.models.config import HRSAMConfig, ModelConfig, ViTConfig, preset
+from anyres.models.config import HRSAMConfig, ModelConfig, ViTConfig
+from anyres.models.presets import preset
 from anyres.models.segmenter import Segmenter
 from anyres.models.vit import ImageEncoderViT
 from anyres.models.weights import load as read_checkpoint

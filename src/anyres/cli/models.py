@@ -14,7 +14,7 @@ def models(
     ] = None,
 ) -> None:
     """List the models: their size, padding, resolution, and where their weights are."""
-    from anyres.models.config import PRESETS
+    from anyres.models.presets import PRESETS
     from anyres.predict.assets import has_embedded
 
     common.check_outputs({"--json": common.json_file(json)}, {})

@@ -22,8 +22,7 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
 def build(config: ModelConfig) -> Segmenter:
     """A whole model with random weights, in eval mode."""
     encoder, decoder = config.encoder, config.decoder
-    stem = encoder.stem if isinstance(encoder, HRSAMConfig) else None
-    details = (stem[1], stem[2]) if stem is not None and decoder.details else None
+    details = encoder.detail_channels if decoder.details else None
     click_maps = ClickMaps(details, decoder.dim) if details and decoder.click_maps else None
     model = Segmenter(
         config,

@@ -1,4 +1,4 @@
-"""Configurations of the models: frozen dataclasses, named presets, JSON in and out.
+"""Configurations of the models: frozen dataclasses, JSON in and out.
 
 A configuration holds everything needed to build a model (``models.build``) and travels inside
 its checkpoint as JSON. It holds no class paths and no code. One that makes no model cannot be
@@ -6,8 +6,8 @@ constructed: ``InputError`` says what contradicts what.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from anyres.errors import InputError, WeightsError
 from anyres.models.typed import build_typed
@@ -40,6 +40,7 @@ class ViTConfig:
     absolute_positions: bool = True
     relative_positions: bool = True
     length: LengthConfig = field(default_factory=LengthConfig)
+    detail_channels: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         _check_sizes(self, zero=("window",))
@@ -109,6 +110,11 @@ class HRSAMConfig:
             f"a stem has positive widths and patch {STEM_STRIDE}, not {self.stem} and {self.patch}",
         )
 
+    @property
+    def detail_channels(self) -> tuple[int, int] | None:
+        """Channels of the maps at strides 4 and 8 beside the embedding; None without a stem."""
+        return None if self.stem is None else self.stem[1:]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyViTConfig:
@@ -154,6 +160,11 @@ class TinyViTConfig:
         mobile_scale(self.length, self.image_size)  # refuses what has no meaning here
 
     @property
+    def detail_channels(self) -> tuple[int, int] | None:
+        """Channels of the first two stages, at strides 4 and 8, if they are not the last."""
+        return (self.dims[0], self.dims[1]) if len(self.dims) > 2 else None
+
+    @property
     def patch(self) -> int:
         """Pixels of a token's side at the end."""
         return 4 << min(len(self.dims) - 1, 2)
@@ -187,7 +198,8 @@ class DecoderConfig:
     rectangle's positions are those inside the padded square; ``stretch`` normalises each axis by
     itself and interpolates the dense positions from the training grid (official HRSAM).
     ``click_maps``: dense maps of the clicks and of what resembles them join the dense prompt
-    (``models.click_maps``); needs an encoder with a stem.
+    (``models.click_maps``); needs details. ``details``: the encoder's finer maps join the
+    upscaling; needs an encoder that has ``detail_channels``.
     """
 
     dim: int = 256
@@ -246,8 +258,9 @@ class ModelConfig:
             "set encoder.neck and decoder.dim alike",
         )
         _check(
-            not decoder.details or (isinstance(encoder, HRSAMConfig) and encoder.stem is not None),
-            "decoder.details needs an encoder with a stem; set encoder.stem",
+            not decoder.details or encoder.detail_channels is not None,
+            "decoder.details needs an encoder with maps at strides 4 and 8: HRSAM with a stem, or "
+            "TinyViT of three stages or more",
         )
         _check(
             self.image_size % encoder.patch == 0,
@@ -298,99 +311,3 @@ def _check_sizes(config: Any, zero: tuple[str, ...] = ()) -> None:
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise InputError(message)
-
-
-def _sam(name: str, **encoder: Any) -> ModelConfig:
-    return ModelConfig(name=name, encoder=ViTConfig(**encoder), decoder=DecoderConfig())
-
-
-def _hrsam(name: str, dim: int, heads: int, anchor: int = 0) -> ModelConfig:
-    return ModelConfig(
-        name=name,
-        encoder=HRSAMConfig(dim=dim, heads=heads, anchor=anchor),
-        decoder=DecoderConfig(),
-        pad="patch",
-        native_limit=2048,
-    )
-
-
-# The embedded model: see docs/decisions for what was tried.
-DEFAULT = ModelConfig(
-    name="default",
-    encoder=HRSAMConfig(
-        dim=192,
-        blocks=6,
-        heads=3,
-        window=8,
-        state=16,
-        cycles=2,
-        out_blocks=(2, 5),
-        neck=128,
-        mlp_ratio=3.0,
-        table=0,
-        stem=(24, 48, 96),
-    ),
-    decoder=DecoderConfig(
-        dim=128,
-        heads=4,
-        mlp=512,
-        iou_hidden=128,
-        details=True,
-        click_maps=True,
-    ),
-    image_size=512,
-    pad="patch",
-    native_limit=2048,
-)
-
-PRESETS: dict[str, ModelConfig] = {
-    config.name: config
-    for config in (
-        DEFAULT,
-        _hrsam("hrsam_ti", 192, 3),
-        _hrsam("hrsam_s", 384, 6),
-        _hrsam("hrsam_b", 768, 12),
-        _hrsam("hrsam_pp_ti", 192, 3, anchor=256),
-        _hrsam("hrsam_pp_s", 384, 6, anchor=256),
-        _hrsam("hrsam_pp_b", 768, 12, anchor=256),
-        ModelConfig(
-            name="sam_ti",
-            encoder=ViTConfig(dim=192, heads=3, neck=128, window=8, image_size=512),
-            decoder=DecoderConfig(dim=128, heads=4, mlp=512, iou_hidden=128),
-            image_size=512,
-        ),
-        _sam("sam_vit_b"),
-        _sam("sam_vit_l", dim=1024, blocks=24, heads=16, global_blocks=(5, 11, 17, 23)),
-        _sam("sam_vit_h", dim=1280, blocks=32, heads=16, global_blocks=(7, 15, 23, 31)),
-        ModelConfig(name="mobile_sam", encoder=TinyViTConfig(), decoder=DecoderConfig()),
-    )
-}
-
-
-def preset(name: str) -> ModelConfig:
-    """The preset of this name.
-
-    Raises:
-        InputError: there is none; the message lists those there are.
-    """
-    try:
-        return PRESETS[name]
-    except KeyError:
-        known = ", ".join(PRESETS)
-        raise InputError(f"no model is called {name!r}; choose one of: {known}") from None
-
-
-def resized(config: ModelConfig, image_size: int) -> ModelConfig:
-    """The same model built for another training size (``sam_ti`` at 256, for one).
-
-    Args:
-        config: the model to start from.
-        image_size: long side of the training input in pixels, a multiple of the patch.
-
-    Raises:
-        InputError: it is none.
-    """
-    encoder = config.encoder
-    if isinstance(encoder, ViTConfig | TinyViTConfig):
-        encoder = replace(encoder, image_size=image_size)
-    return replace(config, encoder=encoder, image_size=image_size)

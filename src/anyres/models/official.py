@@ -10,15 +10,14 @@ from torch import Tensor
 from anyres.errors import InputError, WeightsError
 from anyres.models.arguments import Taken
 from anyres.models.config import (
-    PRESETS,
     DecoderConfig,
     EncoderConfig,
     HRSAMConfig,
     ModelConfig,
     TinyViTConfig,
     ViTConfig,
-    preset,
 )
+from anyres.models.presets import PRESETS, preset
 
 Arguments = Mapping[str, Any]
 

@@ -18,6 +18,7 @@ from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.layers import add_each
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
+from anyres.models.tiny_vit import TinyViT
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Features:
 
     Attributes:
         embedding: (B, C, h, w).
-        details: the stem's maps at strides 4 and 8, (B, c, 4h, 4w) and (B, c', 2h, 2w), or nothing.
+        details: its maps at strides 4 and 8, (B, c, 4h, 4w) and (B, c', 2h, 2w), or nothing.
         pixels_s4: normalised colours at stride 4, (B, 3, 4h, 4w), where click maps want them;
             float32 or wider, since differences of colours are taken.
     """
@@ -130,11 +131,10 @@ class Segmenter(nn.Module):
         Raises:
             InputError: another shape, or H or W is no multiple of the patch.
         """
-        if not isinstance(self.image_encoder, HRSAMEncoder):
-            return Features(self.image_encoder(pixels.to(self.dtype)))
-        embedding, details = self.image_encoder.forward_features(pixels.to(self.dtype))
-        if not self.config.decoder.details:
-            return Features(embedding)
+        encoder = self.image_encoder
+        if not (self.config.decoder.details and isinstance(encoder, HRSAMEncoder | TinyViT)):
+            return Features(encoder(pixels.to(self.dtype)))
+        embedding, details = encoder.forward_features(pixels.to(self.dtype))
         return Features(embedding, details, F.avg_pool2d(pixels, 4))
 
     def prepare(self, features: Features) -> Prepared:

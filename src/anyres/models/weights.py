@@ -18,8 +18,9 @@ from anyres.errors import InputError, WeightsError
 from anyres.files import atomic_write
 from anyres.models import basam, official
 from anyres.models.build import build, build_encoder
-from anyres.models.config import DEFAULT, ModelConfig, ViTConfig, preset
+from anyres.models.config import ModelConfig, ViTConfig
 from anyres.models.filling import check_finite, fill
+from anyres.models.presets import DEFAULT, preset
 from anyres.models.reading import is_safetensors, named, read_safetensors, read_state_dict
 from anyres.models.segmenter import Segmenter
 

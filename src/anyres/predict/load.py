@@ -7,7 +7,8 @@ import torch
 from anyres.errors import InputError, WeightsError
 from anyres.models import parts
 from anyres.models.basam import adapt
-from anyres.models.config import ModelConfig, Pad, TinyViTConfig, ViTConfig, preset
+from anyres.models.config import ModelConfig, Pad, TinyViTConfig, ViTConfig
+from anyres.models.presets import preset
 from anyres.models.segmenter import Segmenter
 from anyres.models.stem import ConvStem
 from anyres.models.weights import check_wanted, load_weights

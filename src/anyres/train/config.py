@@ -48,6 +48,7 @@ class TrainConfig:
     model: str = "default"
     image_size: int = 0
     start: str = ""
+    encoder: str = ""
     teacher: str = ""
     views: int = 1
     cache: str = ""
@@ -105,6 +106,8 @@ class TrainConfig:
             raise InputError("validate_every needs a folder: set validation to a data set")
         if self.task == "distil" and not self.teacher:
             raise InputError("distil needs a teacher: set it to a file of weights")
+        if self.encoder and (self.start or self.task == "distil"):
+            raise InputError("encoder is for new weights: leave out start, and task distil")
         if not self.rounds:
             raise InputError("rounds is empty; it needs at least one [size, pictures]")
         for name, value in vars(self).items():

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anyres.errors import InputError
+from anyres.errors import InputError, WeightsError
 from anyres.models import parts
 from anyres.models.basam import adapt
 from anyres.models.build import build
-from anyres.models.config import PRESETS, ModelConfig, ViTConfig, preset, resized
+from anyres.models.config import ModelConfig, ViTConfig
+from anyres.models.presets import PRESETS, preset, resized
 from anyres.models.segmenter import Segmenter
 from anyres.predict.assets import EMBEDDED
 from anyres.predict.load import read_model
@@ -43,7 +44,10 @@ def find_start(config: TrainConfig) -> Start:
     if config.task == "distil":
         return Start(student_of(_config(config), read_named(config.teacher)))
     if not config.start:
-        return Start(_adapted(build(_config(config)), config))
+        model = build(_config(config))
+        if config.encoder:
+            lend_encoder(model, config.encoder)
+        return Start(_adapted(model, config))
     if config.image_size:
         raise InputError("image_size is for new weights; those of start have theirs: leave it out")
     model = read_named(config.start, config.model)
@@ -65,6 +69,33 @@ def read_named(name: str, model: str = EMBEDDED) -> Segmenter:
         WeightsError: as ``read_model``.
     """
     return read_model(name) if name in PRESETS else read_model(model, name)
+
+
+def lend_encoder(model: Segmenter, name: str) -> None:
+    """Give a new model the weights of another's image encoder, wherever names and shapes agree.
+
+    A neck of another width, for one, stays new.
+
+    Args:
+        model: changed in place.
+        name: of the weights, as ``read_named``; those of any model.
+
+    Raises:
+        WeightsError: as ``read_model``; or less than half of the encoder finds its like.
+    """
+    lender = read_named(name)
+    own = model.image_encoder.state_dict()
+    theirs = lender.image_encoder.state_dict()
+    common = {key: x for key, x in theirs.items() if key in own and own[key].shape == x.shape}
+    fits, whole = (sum(x.numel() for x in state.values()) for state in (common, own))
+    if 2 * fits < whole:
+        raise WeightsError(
+            f"the image encoder of {name} is another: {fits:,} of the {whole:,} numbers of "
+            f"{model.config.name}'s have their like in it; choose weights of the same architecture"
+        )
+    model.image_encoder.load_state_dict(own | common)
+    # Published weights do not tell what they were trained on: then their name stands for it.
+    model.trained_on = lender.trained_on or {Path(name).name: []}
 
 
 def student_of(config: ModelConfig, teacher: Segmenter) -> Segmenter:
