@@ -64,10 +64,10 @@ def sam() -> "Segmenter":
 
 @pytest.fixture(scope="module")
 def hrsam() -> "Segmenter":
-    """The embedded model's architecture with random weights."""
+    """A small HRSAM with random weights."""
     from tiny import random_model
 
-    return random_model("default")
+    return random_model("hrsam_xs")
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,11 @@ from anyres.models.build import build
 from anyres.models.click_maps import COLOUR_SCALES, ClickMaps, Landmarks
 from anyres.models.layers import DoublingConv2d
 from anyres.models.mask_decoder import Attention
-from anyres.models.presets import DEFAULT
+from anyres.models.presets import preset
 from anyres.models.stem import ConvStem
 from anyres.predict.load import put
+
+XS = preset("hrsam_xs")
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -167,7 +169,7 @@ def test_click_maps_see_what_all_pixels_with_all_clicks_give(pictures, monkeypat
 @torch.no_grad()
 def test_prepared_features_strips_and_single_masks_change_nothing(monkeypatch):
     torch.manual_seed(0)
-    model = build(DEFAULT).double()
+    model = build(XS).double()
     features = model.encode(torch.randn(2, 3, 96, 64, dtype=torch.float64))
     prompt = {
         "points": (torch.rand(4, 2, 2).double() * 64, torch.tensor([[1, 0]] * 4)),
@@ -191,7 +193,7 @@ def test_prepared_features_strips_and_single_masks_change_nothing(monkeypatch):
 def test_every_shape_in_bfloat16(size_hw):
     """Some kernels of torch's CPUs answer garbage for narrow maps."""
     torch.manual_seed(0)
-    exact = build(DEFAULT)
+    exact = build(XS)
     model = put(copy.deepcopy(exact), torch.device("cpu"), torch.bfloat16)
     assert model.dtype == torch.bfloat16
     assert model.image_encoder.patch_embed.to_s16.weight.dtype == torch.float32

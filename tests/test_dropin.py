@@ -255,7 +255,7 @@ def test_the_whole_path_of_a_uint8_picture_is_sams(sam, image):
 def narrow():
     """A model of the embedded one's kind in bfloat16, which is what people with new CPUs get."""
     torch.manual_seed(0)
-    return put(build(preset("default")), torch.device("cpu"), torch.bfloat16)
+    return put(build(preset("hrsam_xs")), torch.device("cpu"), torch.bfloat16)
 
 
 def test_an_embedding_in_bfloat16_goes_to_numpy(narrow, image):

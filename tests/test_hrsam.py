@@ -11,10 +11,12 @@ from anyres.errors import InputError
 from anyres.models.build import build
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.hrsam_blocks import WindowAttention
-from anyres.models.presets import DEFAULT, resized
+from anyres.models.presets import preset, resized
 from anyres.ops.rope import frequencies, window_table
 from anyres.ops.windows import merge, partition, window_plan
 from tiny import OFFICIAL_HRSAM
+
+XS = preset("hrsam_xs")
 
 SMALL = replace(OFFICIAL_HRSAM, positions="crop")
 
@@ -115,7 +117,7 @@ def test_rectangle_has_the_positions_of_its_square():
 
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
-    model = build(DEFAULT).train()
+    model = build(XS).train()
     features = model.encode(torch.randn(2, 3, 64, 96))
     points = (torch.rand(4, 2, 2) * 64, torch.tensor([[1, 0]] * 4))
     boxes = torch.tensor([[4.0, 4, 40, 40]] * 4)
@@ -133,7 +135,7 @@ def test_gradients_reach_every_parameter():
 def test_default_model_decodes_prompts_for_each_picture():
     """Prompts of several pictures at once equal those of each alone."""
     torch.manual_seed(0)
-    model = build(DEFAULT).double()
+    model = build(XS).double()
     pixels = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     points = (torch.rand(4, 3, 2).double() * 64, torch.tensor([[1, 0, -1], [1, 1, 0]] * 2))
     with torch.no_grad():
@@ -153,7 +155,7 @@ def test_default_model_decodes_prompts_for_each_picture():
 def test_clicks_change_the_answer_where_they_are():
     """A negative click and a positive one at the same place are not the same prompt."""
     torch.manual_seed(0)
-    model = build(DEFAULT)
+    model = build(XS)
     features = model.encode(torch.randn(1, 3, 64, 64))
     xy = torch.tensor([[[20.0, 30.0]]])
     with torch.no_grad():
@@ -167,13 +169,13 @@ def test_clicks_change_the_answer_where_they_are():
 
 
 def test_wrong_sizes_are_named():
-    model = build(DEFAULT)
+    model = build(XS)
     with pytest.raises(InputError, match="multiples of 16"):
         model.encode(torch.zeros(1, 3, 64, 65))
     with pytest.raises(InputError, match="multiples of 16"):
         model.image_encoder(torch.zeros(1, 3, 72, 64))
     with pytest.raises(InputError, match="image_size 100"):
-        resized(DEFAULT, 100)
+        resized(XS, 100)
     features = model.encode(torch.zeros(2, 3, 32, 32))
     boxes = torch.tensor([[1.0, 1.0, 9.0, 9.0]] * 3)
     with pytest.raises(InputError, match="3 prompts are no multiple of 2 pictures"):
@@ -184,8 +186,8 @@ def test_wrong_sizes_are_named():
 
 def test_contradicting_configurations():
     with pytest.raises(InputError, match=r"set encoder\.stem"):
-        build(replace(DEFAULT, encoder=replace(DEFAULT.encoder, stem=None)))
+        build(replace(XS, encoder=replace(XS.encoder, stem=None)))
     with pytest.raises(InputError, match="set both"):
-        build(replace(DEFAULT, decoder=replace(DEFAULT.decoder, details=False)))
+        build(replace(XS, decoder=replace(XS.decoder, details=False)))
     with pytest.raises(InputError, match=r"decoder\.dim alike"):
-        build(replace(DEFAULT, decoder=replace(DEFAULT.decoder, dim=64)))
+        build(replace(XS, decoder=replace(XS.decoder, dim=64)))

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from anyres.errors import InputError, WeightsError
-from anyres.models import config as configs
-from anyres.models import official, reading, weights
+from anyres.models import official, presets, reading, weights
 from anyres.models.build import build, build_encoder
 from anyres.models.config import DecoderConfig, HRSAMConfig, ModelConfig, ViTConfig
 from anyres.models.official import hrsam_config, hrsam_model_config, sam_config, vit_config
@@ -92,14 +91,14 @@ def tiny_presets(monkeypatch):
         "hrsam_b": replace(TINY_HRSAM, name="hrsam_b"),
     }
     for name, config in small.items():
-        monkeypatch.setitem(configs.PRESETS, name, config)
+        monkeypatch.setitem(presets.PRESETS, name, config)
     return small
 
 
 # Our own files.
 
 
-@pytest.mark.parametrize("config", [TINY_SAM, TINY_HRSAM, preset("default")])
+@pytest.mark.parametrize("config", [TINY_SAM, TINY_HRSAM, preset("hrsam_xs"), preset("default")])
 def test_our_own_come_back_bit_for_bit(tmp_path, config):
     model = build(config).train()
     path = tmp_path / "model.safetensors"

@@ -259,8 +259,8 @@ class ModelConfig:
         )
         _check(
             not decoder.details or encoder.detail_channels is not None,
-            "decoder.details needs an encoder with maps at strides 4 and 8: HRSAM with a stem, or "
-            "TinyViT of three stages or more",
+            "decoder.details needs an encoder with maps at strides 4 and 8: set encoder.stem "
+            "(HRSAM), or take a TinyViT of three or four stages",
         )
         _check(
             self.image_size % encoder.patch == 0,

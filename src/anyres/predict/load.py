@@ -11,6 +11,7 @@ from anyres.models.config import ModelConfig, Pad, TinyViTConfig, ViTConfig
 from anyres.models.presets import preset
 from anyres.models.segmenter import Segmenter
 from anyres.models.stem import ConvStem
+from anyres.models.tiny_vit import ConvNorm
 from anyres.models.weights import check_wanted, load_weights
 from anyres.models.weights import load as read_checkpoint
 from anyres.ops.length import LengthConfig
@@ -110,7 +111,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def choose_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.dtype:
     """The precision a model runs in, with ``auto`` as ``load`` describes it."""
-    if dtype == "auto" and isinstance(config.encoder, ViTConfig | TinyViTConfig):
+    if dtype == "auto" and not config.native_limit:
         return torch.float32
     return resolve_dtype(dtype, device)
 
@@ -119,8 +120,8 @@ def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter
     """Bring a model to a device and a precision, in place.
 
     In float32 stay the constants, which are colours and frequencies of positions (bfloat16 would
-    make 123.675 of the mean colour 123.5), and the stem's weights, which it rounds itself once its
-    norms are part of them.
+    make 123.675 of the mean colour 123.5), and the weights of convolutions that fold their norms
+    into themselves and round what comes of it.
     """
     exact = {id(buffer) for buffer in model.buffers()}
     for module in model.modules():
@@ -128,7 +129,7 @@ def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter
             # Running statistics go along with the weights they belong to.
             exact -= {id(buffer) for buffer in module.buffers()}
     for module in model.modules():
-        if isinstance(module, ConvStem):
+        if isinstance(module, ConvStem | ConvNorm):
             exact |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
