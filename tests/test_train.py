@@ -214,7 +214,7 @@ def test_a_run_starts_from_weights_of_its_model_alone(discs, tmp_path):
     resumed.load_state(trainer.state())
     seen = resumed.average.model.trained_on
     assert {name: len(pictures) for name, pictures in seen.items()} == {"discs": 9, "more": 1}
-    with pytest.raises(WeightsError, match="holds the model 'default' and not 'sam_ti'"):
+    with pytest.raises(WeightsError, match="holds the model 'hrsam_xs' and not 'sam_ti'"):
         Trainer(replace(TINY, model="sam_ti", start=start), interactive_loss)
 
 

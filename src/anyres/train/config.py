@@ -26,6 +26,7 @@ _LEAST = {
     "validation_objects": 1,
     "validation_clicks": 1,
 }
+NEW = "hrsam_xs"
 TASKS = ("interactive", "distil")
 SCHEDULES = ("linear", "cosine")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -38,14 +39,15 @@ _SHARES = (*_CLICKS, "pasted", "drawn", "detailed", "layer_decay", "decay", "ema
 class TrainConfig:
     """Settings of a run; ``recipes/scratch.toml`` explains each.
 
-    Sizes are in pixels, times in steps unless the name says otherwise.
+    Sizes are in pixels, times in steps unless the name says otherwise. No ``model`` is that of
+    ``start``, or ``NEW`` where weights are new.
 
     Raises:
         InputError: a number out of its range.
     """
 
     task: str = "interactive"
-    model: str = "default"
+    model: str = ""
     image_size: int = 0
     start: str = ""
     encoder: str = ""

@@ -20,7 +20,7 @@ import torch
 from anyres.data.datasets import picture_checksum
 from anyres.errors import AnyresError, InputError, OutputError, WeightsError
 from anyres.train import checkpoint, preflight
-from anyres.train.config import TrainConfig
+from anyres.train.config import NEW, TrainConfig
 from anyres.train.loading import Share
 from anyres.train.objectives import Prepared, Task, find_task
 from anyres.train.processes import Group, joined
@@ -224,7 +224,9 @@ def _resume(trainer: Trainer, saved: dict[str, Any], out: Path) -> None:
             f"were trained (train, layer_decay): {reason}; start in another folder"
         ) from error
     if before != trainer.config.model:
-        raise InputError(f"{out} holds a run of the model {before!r}; choose another folder")
+        raise InputError(
+            f"{out} holds a run of another model ({before or NEW}): choose another folder"
+        )
 
 
 @contextmanager

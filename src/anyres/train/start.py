@@ -12,7 +12,7 @@ from anyres.models.presets import PRESETS, preset, resized
 from anyres.models.segmenter import Segmenter
 from anyres.predict.assets import EMBEDDED
 from anyres.predict.load import read_model
-from anyres.train.config import TrainConfig
+from anyres.train.config import NEW, TrainConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def find_start(config: TrainConfig) -> Start:
         return Start(_adapted(model, config))
     if config.image_size:
         raise InputError("image_size is for new weights; those of start have theirs: leave it out")
-    model = read_named(config.start, config.model)
+    model = read_named(config.start, config.model or EMBEDDED)
     base = None
     if config.train:
         name = EMBEDDED if config.start == EMBEDDED else Path(config.start).name
@@ -131,7 +131,7 @@ def student_of(config: ModelConfig, teacher: Segmenter) -> Segmenter:
 
 
 def _config(config: TrainConfig) -> ModelConfig:
-    found = preset(config.model)
+    found = preset(config.model or NEW)
     return resized(found, config.image_size) if config.image_size else found
 
 
