@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.augment import CutOut, opencv
+from anyres.data.datasets import picture_checksum
 from anyres.data.images import read_image, read_mask
 from anyres.data.layouts.folder import Entry, list_entries
 from anyres.data.layouts.listing import find_places, pairs_of
 from anyres.data.maps import VOID, Kind, Meaning, Objects, objects_of, read_objects
+from anyres.data.scene_notes import source_checksums
 from anyres.errors import InputError
 
 CRUMB = 2e-4  # parts of a class map below this share of the picture are no objects of their own
@@ -210,16 +212,28 @@ def _boxes(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One data set with the share of samples it gives."""
+    """One data set with the share of samples it gives.
+
+    Attributes:
+        name: of the set.
+        rule: how it is read and sampled.
+        entries: its pictures.
+        made_of: checksums of the pictures that its own are composed of.
+    """
 
     name: str
     rule: Rule
     entries: tuple[Entry, ...]
+    made_of: frozenset[str] = frozenset()
 
     @property
     def marked(self) -> tuple[Entry, ...]:
         """Its pictures that have maps."""
         return tuple(entry for entry in self.entries if entry.maps)
+
+    def checksums(self) -> frozenset[str]:
+        """What its pictures are known by, and those that they are composed of."""
+        return self.made_of.union(picture_checksum(entry.image) for entry in self.entries)
 
 
 def find_sources(
@@ -254,7 +268,8 @@ def find_sources(
             sources.append(_published(folder, layouts[folder.name]))
         elif (folder / "images").is_dir():
             rule = RULES.get(folder.name, UNKNOWN)
-            sources.append(Source(folder.name, rule, tuple(list_entries(folder))))
+            entries, made_of = tuple(list_entries(folder)), source_checksums(folder)
+            sources.append(Source(folder.name, rule, entries, made_of))
     if not any(source.marked for source in sources):
         raise InputError(
             f"{root} has no picture with a mask: a set is a folder with images/ and masks/, and "
