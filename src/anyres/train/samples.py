@@ -16,9 +16,10 @@ from anyres.data.maps import VOID
 from anyres.data.scenes import draw_detail
 from anyres.data.synthetic import Drawn, draw_shape, draw_wires
 from anyres.errors import InputError
+from anyres.train.cache import Cache, cut_out
 from anyres.train.config import TrainConfig
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
-from anyres.train.sources import Cache, Source, cut_out, find_sources
+from anyres.train.sources import Source, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
 LARGEST = 0.8
@@ -149,7 +150,7 @@ class SampleStream:
         rng = np.random.default_rng((self.seed, number, count))
         every = [(source, entry) for source in self._sources for entry in source.marked]
         source, entry = every[number * max(len(every), count) // count % len(every)]
-        found = self._cache.labels(entry, int(rng.integers(len(entry.maps))), source.rule)
+        found = self._cache.labels(source, entry, int(rng.integers(len(entry.maps))))
         if found.count == 0:
             return None
         target = found.select(draw_object(found, source.rule, rng)) // np.uint8(255)
@@ -198,7 +199,7 @@ class SampleStream:
         entry = entries[int(rng.integers(len(entries)))]
         number = int(rng.integers(len(entry.maps)))
         image = self._cache.picture(entry)
-        found = self._cache.labels(entry, number, source.rule)
+        found = self._cache.labels(source, entry, number)
         if found.count == 0:
             return _plain_crop(image, side, rng)
         chosen = draw_object(found, source.rule, rng)
@@ -227,7 +228,7 @@ class SampleStream:
             source = self._cutters[int(rng.choice(len(self._cutters), p=self._cut_weights))]
             entries = self._marked[source.name]
             entry = entries[int(rng.integers(len(entries)))]
-            found = self._cache.labels(entry, int(rng.integers(len(entry.maps))), source.rule)
+            found = self._cache.labels(source, entry, int(rng.integers(len(entry.maps))))
             if found.count == 0:
                 continue
             chosen = draw_object(found, source.rule, rng, whole=source.rule.whole > 0)
