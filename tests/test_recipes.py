@@ -129,7 +129,7 @@ def test_a_run_that_goes_on_keeps_the_size_it_chose(mine, tmp_path, monkeypatch)
     config = load_config("adapt", SMALL)
     for steps in (1, 2):
         train(replace(config, steps=steps), mine, tmp_path, silent)
-    assert asked == [(512, 768, 1024, 1536)]
+    assert asked == [(512, 1024)]
     assert read_model(weights=tmp_path / "model.safetensors").config.native_limit == 640
     # What is said is not looked for, and a model of one size has none.
     cpu = torch.device("cpu")
@@ -151,6 +151,8 @@ def test_the_size_is_the_largest_of_the_good_ones():
     assert feeding.largest_good(0.6 + noise + own + (0, 0, 0.1)) == 2
     assert feeding.largest_good(0.6 + noise + own + (0, 0.1, 0.1)) == 1
     assert feeding.largest_good(0.6 + noise + own + (0.1, 0.1, 0)) == 0
+    assert feeding.largest_good(0.6 + noise + own + (0, 0, 0.04)) == 0
+    assert feeding.largest_good(np.array([(0.5, 0.5, 0.28), (0.5, 0.5, 0.88)] * 6)) == 0
     assert feeding.largest_good(np.full((4, 3), 0.5)) == 0
     assert feeding.largest_good(np.array([[0.0, 0.0, 1.0]])) == 0
     assert feeding.largest_good(np.zeros((0, 3))) == 0

@@ -28,6 +28,7 @@ Report = Callable[[int, int], None]
 
 OBJECTS = 16
 CLICKS = 8
+MARGIN = 0.05  # a lead in IoU that is worth giving pixels up, which clicks after the eighth need
 
 
 def settled(
@@ -75,8 +76,7 @@ def choose_limit(
     """Find the long side to which larger pictures are best shrunk.
 
     Each size is tried with clicks on the same objects. The largest wins of those that the best is
-    not ahead of by more than the standard error of the difference: what is small may be chance,
-    and further clicks need pixels.
+    not ahead of by more than ``MARGIN``, or the standard error of the difference if that is more.
 
     Args:
         model: as it is before it is trained on them; left as it was.
@@ -110,7 +110,7 @@ def largest_good(scores: NDArray[np.float64]) -> int:
         return 0
     lead = scores[:, [scores.mean(0).argmax()]] - scores
     error = lead.std(0, ddof=1) / len(scores) ** 0.5
-    return int(np.argmax(lead.mean(0) <= error))
+    return int(np.argmax(lead.mean(0) <= np.maximum(error, MARGIN)))
 
 
 def _scores(
