@@ -88,6 +88,19 @@ def test_views_are_pictures_once_each(pictures, tmp_path):
         find_views(tmp_path, 1)
 
 
+def test_pictures_behind_links_are_found(pictures, tmp_path):
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "one").symlink_to(pictures / "deep", target_is_directory=True)
+    (tmp_path / "sets" / "again").symlink_to(pictures / "deep", target_is_directory=True)
+    (tmp_path / "sets" / "round").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "sets" / "2.png").symlink_to(pictures / "2.png")
+    views = find_views(tmp_path / "sets", 1)
+    assert sorted(view.path.name for view in views) == ["1.png", "2.png", "3.png"]
+    linked = tmp_path / "linked"
+    linked.symlink_to(pictures, target_is_directory=True)
+    assert {view.key for view in find_views(linked, 1)} == {v.key for v in find_views(pictures, 1)}
+
+
 def test_embeddings_are_those_of_the_teacher(pictures, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "SHARD_BYTES", 2 * 2 * 128 * 16)
     monkeypatch.setattr(embeddings, "_PIXELS", SIZE * SIZE)

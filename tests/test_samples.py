@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import islice
 
@@ -9,10 +10,11 @@ from PIL import Image
 from anyres.data.layouts.folder import Entry
 from anyres.errors import ImageError, InputError
 from anyres.train.batches import batches
+from anyres.train.cache import Cache
 from anyres.train.config import load_config
 from anyres.train.crops import FILL, Crop, draw_object, draw_window
 from anyres.train.samples import SampleStream
-from anyres.train.sources import RULES, Cache, Rule, find_sources, label_map, majority
+from anyres.train.sources import RULES, Rule, Source, find_sources, label_map, majority
 
 pytest.importorskip("cv2")
 
@@ -220,6 +222,43 @@ def test_the_stated_shares_are_what_is_drawn(tmp_path):
             find_sources(tmp_path, layouts=layouts)
 
 
+def test_annotations_are_trained_on_like_maps(tmp_path):
+    pytest.importorskip("pycocotools")
+    folder = tmp_path / "mine" / "train2017"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (60, 40), (80, 120, 60)).save(folder / "a.png")
+    large, small, crowd = ([x, 5, x + n, 5, x + n, 5 + n, x, 5 + n] for x, n in
+                           ((5, 30), (20, 10), (40, 19)))  # fmt: skip
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "segmentation": [xy], "iscrowd": int(i == 3)}
+        for i, xy in enumerate((small, large, crowd), 1)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    file = tmp_path / "mine" / "annotations" / "instances_train2017.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(content))
+    layouts = {"mine": "coco/COCO-train2017"}
+    (source,) = find_sources(tmp_path, layouts=layouts)
+    found = Cache(1 << 20).labels(source, source.entries[0], 0)
+    # The large square has a hole where the small one lies; the crowd is none.
+    assert found.count == 2
+    assert found.boxes[1].tolist() == [5, 5, 35, 35]
+    assert found.boxes[2].tolist() == [20, 5, 30, 15]
+    assert found.areas[1:3].tolist() == [30 * 30 - 100, 100]
+    sample = SampleStream(tmp_path, size=32, objects=2, seed=0, layouts=layouts).sample(0)
+    assert sample.masks.any()
+    # What is wrong with it is said of the file.
+    annotations[0]["segmentation"] = "none"
+    file.write_text(json.dumps(content))
+    (source,) = find_sources(tmp_path, layouts=layouts)
+    with pytest.raises(InputError, match=r"instances_train2017\.json, annotation 1"):
+        Cache(1 << 20).labels(source, source.entries[0], 0)
+
+
 def test_batches_go_through_the_plan_and_resume(root):
     stream = SampleStream(root, size=32, objects=2, seed=0)
     plan = [(32, 3), (48, 2)]
@@ -336,8 +375,9 @@ def test_bad_input_is_named(root, tmp_path):
     image = find_sources(root)[0].entries[0].image
     small = tmp_path / "small.png"
     Image.fromarray(np.ones((4, 4), np.uint8)).save(small)
+    entry = Entry(image, (small,))
     with pytest.raises(InputError, match=r"small\.png is \(4, 4\)"):
-        Cache(1 << 20).labels(Entry(image, (small,)), 0, Rule())
+        Cache(1 << 20).labels(Source("one", Rule(), (entry,)), entry, 0)
 
 
 def test_an_error_in_a_worker_is_told_as_it_is(root):

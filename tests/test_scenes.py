@@ -23,6 +23,10 @@ from anyres.data.images import read_image, read_mask  # noqa: E402
 from anyres.data.scene_notes import LABEL, NOTES  # noqa: E402
 from anyres.data.scene_sets import SceneSet, find_objects, find_photos, write_set  # noqa: E402
 from anyres.errors import InputError, OutputError  # noqa: E402
+from anyres.train.config import load_config  # noqa: E402
+from anyres.train.embeddings import find_views, seen_in  # noqa: E402
+from anyres.train.loading import Share  # noqa: E402
+from anyres.train.objectives import find_task  # noqa: E402
 
 CENTRE = np.array([400.0, 300.0])
 
@@ -325,6 +329,18 @@ def test_a_model_trained_on_a_source_is_found_out(photos, objects, tmp_path):
     assert leaks(data, {"x": [picture_checksum(photos / "p1.png")]}) == data.sets
     assert leaks(data, {"x": ["0" * 16]}) == ()
     assert leaks(data, {"Made": []}) == data.sets
+
+
+def test_training_on_scenes_is_training_on_their_sources(photos, objects, tmp_path):
+    list(write_set(tmp_path / "sets" / "made", scene_set(photos, objects, count=8)))
+    sources = set(json.loads((tmp_path / "sets" / "made" / NOTES).read_text())["sources"])
+    assert picture_checksum(objects / "images" / "t.png") in sources
+    learned = find_task(load_config("scratch"), tmp_path / "sets", Share()).pictures
+    assert sources < learned["made"]
+    assert len(learned["made"]) == len(sources) + 8
+    assert leaks(open_dataset(objects), {n: sorted(each) for n, each in learned.items()})
+    # Pictures alone, for a teacher, too.
+    assert seen_in(find_views(tmp_path / "sets", 1)) == learned["made"]
 
 
 def test_damaged_notes_are_an_error(photos, tmp_path):

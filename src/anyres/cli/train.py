@@ -125,7 +125,7 @@ def _run(console: "Console", config: "TrainConfig", data: Path, out: Path) -> No
                 progress.console.print(f"step {step}: {figures}")
 
         def prepared(done: int, total: int) -> None:
-            text = "" if done == total else f"the teacher has seen {done} of {total}"
+            text = "" if done == total else f"looked at {done} of {total}"
             progress.update(task, description=text)
 
         finished = run(config, data, out, report, prepared)

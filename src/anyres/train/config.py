@@ -32,7 +32,7 @@ SCHEDULES = ("linear", "cosine")
 DTYPES = ("auto", "float32", "bfloat16")
 _CHOICES = {"task": TASKS, "schedule": SCHEDULES, "dtype": DTYPES}
 _CLICKS = ("click_decay", "box_share", "mask_share", "forget_share")
-_SHARES = (*_CLICKS, "pasted", "drawn", "detailed", "layer_decay", "decay", "ema")
+_SHARES = (*_CLICKS, "pasted", "drawn", "detailed", "blend", "layer_decay", "decay", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class TrainConfig:
     views: int = 1
     cache: str = ""
     native_limit: int = 0
+    limits: tuple[int, ...] = ()
     distance: bool = False
     train: tuple[str, ...] = ()
     seed: int = 0
@@ -80,6 +81,7 @@ class TrainConfig:
     warmup: int = 60
     decay: float = 0.3
     ema: float = 0.998
+    blend: float = 1.0
     multimask_weight: float = 0.5
     iou_weight: float = 0.2
     focal_weight: float = 0.6
@@ -106,6 +108,15 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be {known}")
         if self.validate_every and not self.validation:
             raise InputError("validate_every needs a folder: set validation to a data set")
+        if self.blend < 1 and not self.start:
+            raise InputError(
+                f"blend is {self.blend}, a share of what is trained beside the weights that it "
+                "started from: set start, or leave blend out"
+            )
+        if self.limits and not self.start:
+            raise InputError(
+                "limits are tried with the weights of start: set it, or leave them out"
+            )
         if self.task == "distil" and not self.teacher:
             raise InputError("distil needs a teacher: set it to a file of weights")
         if self.encoder and (self.start or self.task == "distil"):

@@ -7,6 +7,7 @@ goes on where it was, and what is damaged is computed again.
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor
 from anyres.data.datasets import picture_checksum
 from anyres.data.images import read_image
 from anyres.data.layouts.folder import IMAGE_SUFFIXES
+from anyres.data.scene_notes import source_checksums
 from anyres.data.transforms import ResizeLongestSide
 from anyres.errors import InputError, WeightsError
 from anyres.files import write_bytes
@@ -82,25 +84,43 @@ def find_views(root: Path, number: int) -> list[View]:
     """List the views of all pictures under a folder; those in folders called masks are none.
 
     Args:
-        root: searched with all that is in it; copies of a picture count once.
+        root: searched with all that is in it, links followed; copies of a picture count once.
         number: views of a picture.
 
     Raises:
         InputError: there is no picture.
     """
-    paths = {
-        picture_checksum(path): path
-        for path in sorted(root.rglob("*"), reverse=True)
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(
-            part == "masks" or part.startswith(".") for part in path.relative_to(root).parts
-        )
-    }
+    paths = {picture_checksum(path): path for path in sorted(_pictures(root), reverse=True)}
     if not paths:
         known = " ".join(IMAGE_SUFFIXES)
         raise InputError(f"there is no picture in {root}; pictures are files that end in {known}")
     ordered = sorted(paths.items(), key=lambda item: item[1])
     return [View(path, checksum, i) for checksum, path in ordered for i in range(number)]
+
+
+def seen_in(views: Sequence[View]) -> set[str]:
+    """Checksums of the pictures of views, and of those that they are composed of.
+
+    Raises:
+        InputError: the notes of a set of scenes are damaged.
+    """
+    folders = {view.path.parent.parent for view in views}
+    return {view.checksum for view in views}.union(*map(source_checksums, folders))
+
+
+def _pictures(root: Path) -> Iterator[Path]:
+    """The pictures under a folder; one that is linked to from several places comes once."""
+    searched: set[Path] = set()
+    for name, folders, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        if folder.resolve() in searched:  # or a link to a folder above would never end
+            folders.clear()
+            continue
+        searched.add(folder.resolve())
+        folders[:] = sorted(x for x in folders if x != "masks" and not x.startswith("."))
+        for file in files:
+            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES:
+                yield folder / file
 
 
 class Store:

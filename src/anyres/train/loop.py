@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from anyres.data.datasets import picture_checksum
 from anyres.errors import AnyresError, InputError, OutputError, WeightsError
 from anyres.train import checkpoint, preflight
 from anyres.train.config import NEW, TrainConfig
+from anyres.train.feeding import settled
 from anyres.train.loading import Share
 from anyres.train.objectives import Prepared, Task, find_task
 from anyres.train.processes import Group, joined
@@ -66,8 +66,8 @@ def train(
         out: folder of the run; made if need be.
         report: called by the first process after each step, with the steps done and what the log
             records.
-        prepared: called while a teacher looks at the pictures, with how many it has seen of how
-            many.
+        prepared: called while a teacher looks at the pictures, or the model that is started from,
+            with how many it has seen of how many.
 
     Returns:
         Whether the run is finished.
@@ -80,6 +80,8 @@ def train(
             died.
     """
     with joined(config.device) as group:
+        if group.leads:
+            config = settled(config, data, out, group.device, prepared)
         task, trainer = prepare(config, data, out, group, prepared)
         out.mkdir(parents=True, exist_ok=True)
         preflight.check_start(trainer, out)
@@ -136,9 +138,7 @@ def prepare(
     saved = checkpoint.load(out)
     if saved is not None:
         _resume(trainer, saved, out)
-    trainer.learns_from(
-        {name: map(picture_checksum, paths) for name, paths in task.pictures.items()}
-    )
+    trainer.learns_from(task.pictures)
     return task, trainer
 
 
@@ -199,7 +199,7 @@ class _Run:
 
     def _validate(self, validation: Validation) -> Mapping[str, float]:
         trainer = self.trainer
-        figures = validation(trainer.average.model, self.out / "validation.png")
+        figures = validation(trainer.result(), self.out / "validation.png")
         if score(figures) > trainer.best:
             trainer.best = score(figures)
             trainer.write_weights(self.out / "best.safetensors")

@@ -1,6 +1,6 @@
 """What a run teaches: the loss of a batch, and where the batches come from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from anyres.models.segmenter import Segmenter
 from anyres.train.batches import batches
 from anyres.train.config import TrainConfig
 from anyres.train.distil import distil_loss, lessons, prepare
+from anyres.train.embeddings import seen_in
 from anyres.train.interactive import interactive_loss
 from anyres.train.loading import Share
-from anyres.train.samples import SampleStream
+from anyres.train.samples import stream_of
 
 
 class Objective(Protocol):
@@ -45,12 +46,13 @@ class Task:
         objective: the loss of a batch.
         batches: the batches of this process without end, from those of a given step on; each is
             brought to a device by ``to`` (as `samples.Batch`).
-        pictures: files that the batches are made of, by data set.
+        pictures: checksums of what the batches are made of, by data set, as
+            `Segmenter.trained_on`.
     """
 
     objective: Objective
     batches: Callable[[int], Iterator[Any]]
-    pictures: Mapping[str, Sequence[Path]]
+    pictures: Mapping[str, Collection[str]]
 
 
 Prepared = Callable[[int, int], None]
@@ -77,18 +79,7 @@ def find_task(
 
 
 def _interactive(config: TrainConfig, data: Path, share: Share) -> Task:
-    stream = SampleStream(
-        data,
-        size=config.rounds[0][0],
-        objects=config.objects,
-        seed=config.seed,
-        weights=config.sampling,
-        layouts=config.layouts,
-        long_side=config.long_side,
-        pasted=config.pasted,
-        drawn=config.drawn,
-        detailed=config.detailed,
-    )
+    stream = stream_of(config, data)
 
     def feed(start: int) -> Iterator[Any]:
         return batches(stream, config.rounds, start=start, workers=config.workers, share=share)
@@ -98,5 +89,5 @@ def _interactive(config: TrainConfig, data: Path, share: Share) -> Task:
 
 def _distil(config: TrainConfig, data: Path, share: Share, prepared: Prepared | None) -> Task:
     views, store = prepare(config, data, share, prepared)
-    pictures = {data.resolve().name: sorted({view.path for view in views})}
+    pictures = {data.resolve().name: seen_in(views)}
     return Task(distil_loss, partial(lessons, config, views, store, share), pictures)

@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyres.data.augment import Generator, opencv, paste, photometric
+from anyres.data.maps import VOID
 from anyres.data.scenes import draw_detail
 from anyres.data.synthetic import Drawn, draw_shape, draw_wires
 from anyres.errors import InputError
+from anyres.train.cache import Cache, cut_out
+from anyres.train.config import TrainConfig
 from anyres.train.crops import FILL, Crop, draw_object, draw_others, draw_window, plain_window
-from anyres.train.sources import Cache, Source, cut_out, find_sources
+from anyres.train.sources import Source, find_sources
 
 SMALLEST = 0.002  # share of the crop an object must have; a thin one a quarter of it
 LARGEST = 0.8
@@ -92,7 +95,7 @@ class SampleStream:
         self.pasted = pasted
         self.drawn = drawn
         self.detailed = detailed
-        sources = find_sources(Path(root), weights, layouts)
+        self._found = sources = find_sources(Path(root), weights, layouts)
         self._sources = [s for s in sources if s.marked]
         self._weights = _shares([s.rule.weight for s in self._sources])
         self._cutters = [s for s in self._sources if s.rule.cut > 0]
@@ -101,12 +104,9 @@ class SampleStream:
         self._plain = [(s, e) for s in sources for e in s.entries if not e.maps]
         self._cache = Cache(CACHE_BYTES, long_side)
 
-    def pictures(self) -> dict[str, list[Path]]:
-        """Tell which pictures samples are made of, by set, those for backgrounds included."""
-        found = {name: [entry.image for entry in own] for name, own in self._marked.items()}
-        for source, entry in self._plain:
-            found.setdefault(source.name, []).append(entry.image)
-        return found
+    def pictures(self) -> dict[str, frozenset[str]]:
+        """Checksums of what samples are made of, by set, those for backgrounds included."""
+        return {source.name: source.checksums() for source in self._found}
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield samples 0, 1, 2, ... without end."""
@@ -133,6 +133,30 @@ class SampleStream:
             f"{ATTEMPTS} crops in a row held no object of a usable size (set {source.name}); "
             "are the masks empty?"
         )
+
+    def example(
+        self, number: int, count: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """Draw an object of a whole picture, which is not changed.
+
+        Args:
+            number: of the example, from 0.
+            count: how many there will be: as many, or all, pictures come evenly.
+
+        Returns:
+            The picture, (H, W, 3), and its truth, (H, W): 1 object, 0 not, 255 void. None where
+            the map that is drawn has no object.
+        """
+        rng = np.random.default_rng((self.seed, number, count))
+        every = [(source, entry) for source in self._sources for entry in source.marked]
+        source, entry = every[number * max(len(every), count) // count % len(every)]
+        found = self._cache.labels(source, entry, int(rng.integers(len(entry.maps))))
+        if found.count == 0:
+            return None
+        target = found.select(draw_object(found, source.rule, rng)) // np.uint8(255)
+        if found.void is not None:
+            target[found.void] = VOID
+        return self._cache.picture(entry), target
 
     def _composed(self, source: Source, rng: Generator, side: int) -> _Scene:
         """Take a crop and perhaps paste things over it."""
@@ -175,7 +199,7 @@ class SampleStream:
         entry = entries[int(rng.integers(len(entries)))]
         number = int(rng.integers(len(entry.maps)))
         image = self._cache.picture(entry)
-        found = self._cache.labels(entry, number, source.rule)
+        found = self._cache.labels(source, entry, number)
         if found.count == 0:
             return _plain_crop(image, side, rng)
         chosen = draw_object(found, source.rule, rng)
@@ -204,7 +228,7 @@ class SampleStream:
             source = self._cutters[int(rng.choice(len(self._cutters), p=self._cut_weights))]
             entries = self._marked[source.name]
             entry = entries[int(rng.integers(len(entries)))]
-            found = self._cache.labels(entry, int(rng.integers(len(entry.maps))), source.rule)
+            found = self._cache.labels(source, entry, int(rng.integers(len(entry.maps))))
             if found.count == 0:
                 continue
             chosen = draw_object(found, source.rule, rng, whole=source.rule.whole > 0)
@@ -241,6 +265,30 @@ class SampleStream:
             image, valid = cv2.flip(image, 1), cv2.flip(valid, 1)
             stacked = np.stack([cv2.flip(mask, 1) for mask in stacked])
         return Sample(image, stacked, valid)
+
+
+def stream_of(config: TrainConfig, data: Path) -> SampleStream:
+    """The stream that the settings of a run describe.
+
+    Args:
+        config: the settings.
+        data: folder of training sets.
+
+    Raises:
+        InputError: as ``SampleStream``.
+    """
+    return SampleStream(
+        data,
+        size=config.rounds[0][0],
+        objects=config.objects,
+        seed=config.seed,
+        weights=config.sampling,
+        layouts=config.layouts,
+        long_side=config.long_side,
+        pasted=config.pasted,
+        drawn=config.drawn,
+        detailed=config.detailed,
+    )
 
 
 def _least(source: Source) -> float:

@@ -1,10 +1,9 @@
-"""What the training sets are, and their pictures and objects, decoded once and kept.
+"""What the training sets are, and the objects in their maps.
 
 A training folder holds data sets (``<set>/images``, ``<set>/masks``) or is one itself. `RULES`
 says of the known ones what their maps mean and how often to use them.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anyres.data.augment import CutOut, opencv
-from anyres.data.images import read_image, read_mask
+from anyres.data.augment import opencv
+from anyres.data.datasets import picture_checksum
+from anyres.data.images import read_mask
+from anyres.data.layouts.annotated import Annotations
 from anyres.data.layouts.folder import Entry, list_entries
 from anyres.data.layouts.listing import find_places, pairs_of
 from anyres.data.maps import VOID, Kind, Meaning, Objects, objects_of, read_objects
+from anyres.data.scene_notes import source_checksums
 from anyres.errors import InputError
 
 CRUMB = 2e-4  # parts of a class map below this share of the picture are no objects of their own
@@ -174,7 +176,7 @@ def label_map(stored: NDArray[Any], rule: Rule, size_hw: tuple[int, int]) -> Lab
         stored = cv2.resize(stored, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     if rule.skip:
         stored = np.where(np.isin(stored, rule.skip), 0, stored)
-    meaning: Kind = "instance"  # what `_read` makes of maps of published sets
+    meaning: Kind = "instance"  # what `Source.stored` makes of maps of published sets
     if rule.kind != "drawn" and rule.kind != "bright" and rule.kind != "trimap":
         meaning = rule.kind
     objects: Objects = objects_of(stored, meaning)
@@ -210,16 +212,43 @@ def _boxes(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One data set with the share of samples it gives."""
+    """One data set with the share of samples it gives.
+
+    Attributes:
+        name: of the set.
+        rule: how it is read and sampled.
+        entries: its pictures.
+        made_of: checksums of the pictures that its own are composed of.
+        annotations: where its objects are, if they are not in maps.
+    """
 
     name: str
     rule: Rule
     entries: tuple[Entry, ...]
+    made_of: frozenset[str] = frozenset()
+    annotations: Annotations | None = None
 
     @property
     def marked(self) -> tuple[Entry, ...]:
         """Its pictures that have maps."""
         return tuple(entry for entry in self.entries if entry.maps)
+
+    def stored(self, entry: Entry, number: int) -> NDArray[Any]:
+        """Read map ``number`` of a picture: ids, of a published set 0, 1, and 255 for void."""
+        path = entry.maps[number]
+        if self.annotations is not None:
+            return self.annotations.labels(entry.image)
+        if self.rule.kind not in ("drawn", "bright", "trimap"):
+            return read_mask(path)
+        objects = read_objects(path, self.rule.kind)
+        stored = objects.labels.astype(np.uint8)
+        if objects.void is not None:
+            stored[objects.void] = VOID
+        return stored
+
+    def checksums(self) -> frozenset[str]:
+        """What its pictures are known by, and those that they are composed of."""
+        return self.made_of.union(picture_checksum(entry.image) for entry in self.entries)
 
 
 def find_sources(
@@ -254,7 +283,8 @@ def find_sources(
             sources.append(_published(folder, layouts[folder.name]))
         elif (folder / "images").is_dir():
             rule = RULES.get(folder.name, UNKNOWN)
-            sources.append(Source(folder.name, rule, tuple(list_entries(folder))))
+            entries, made_of = tuple(list_entries(folder)), source_checksums(folder)
+            sources.append(Source(folder.name, rule, entries, made_of))
     if not any(source.marked for source in sources):
         raise InputError(
             f"{root} has no picture with a mask: a set is a folder with images/ and masks/, and "
@@ -288,91 +318,9 @@ def _published(folder: Path, layout: str) -> Source:
             f"the layout of {folder.name} is {layout!r}; name its part, too: duts/DUTS-TR"
         )
     place = find_places(folder, name, part)[1][0]
-    if place.annotated:
-        raise InputError(
-            f"{layout} has its masks in {place.masks.name}, training reads maps: write them as PNG "
-            "files into a folder with images/ and masks/"
-        )
-    pairs, _ = pairs_of(place)
+    annotations = Annotations(place) if place.annotated else None
+    pairs = pairs_of(place)[0] if annotations is None else annotations.pairs
     entries = tuple(Entry(pair.image, pair.maps) for pair in pairs)
-    rule = replace(RULES.get(folder.name, UNKNOWN), kind=place.part.meaning)
-    return Source(folder.name, rule, entries)
-
-
-def _read(path: Path, kind: Meaning) -> NDArray[Any]:
-    """Read a map; one of a published set as 0, 1, and 255 for void."""
-    if kind not in ("drawn", "bright", "trimap"):
-        return read_mask(path)
-    objects = read_objects(path, kind)
-    stored = objects.labels.astype(np.uint8)
-    if objects.void is not None:
-        stored[objects.void] = VOID
-    return stored
-
-
-class Cache:
-    """Decoded pictures and label maps, up to a number of bytes; the oldest go first.
-
-    Pictures longer than ``long_side`` pixels are shrunk to that.
-    """
-
-    def __init__(self, limit: int, long_side: int = 1000) -> None:
-        """Start empty."""
-        self.limit = limit
-        self.long_side = long_side
-        self._used = 0
-        self._sizes: dict[Path, tuple[int, ...]] = {}
-        self._kept: OrderedDict[tuple[Path, int], tuple[Any, int]] = OrderedDict()
-
-    def picture(self, entry: Entry) -> NDArray[np.uint8]:
-        """Return a picture, (H, W, 3) uint8, at most ``long_side`` long."""
-        key = (entry.image, -1)
-        if key not in self._kept:
-            cv2 = opencv()
-            image = read_image(entry.image)
-            height, width = self._sizes[entry.image] = image.shape[:2]
-            if max(height, width) > self.long_side:
-                scale = self.long_side / max(height, width)
-                size = (max(1, round(width * scale)), max(1, round(height * scale)))
-                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            self._keep(key, image, image.nbytes)
-        kept: NDArray[np.uint8] = self._kept[key][0]
-        return kept
-
-    def labels(self, entry: Entry, number: int, rule: Rule) -> LabelMap:
-        """Return map ``number`` of a picture at the size the picture is kept at.
-
-        Raises:
-            InputError: a map of another size than its picture.
-        """
-        key = (entry.image, number)
-        if key not in self._kept:
-            height, width = self.picture(entry).shape[:2]
-            stored = _read(entry.maps[number], rule.kind)
-            if stored.shape != self._sizes[entry.image]:
-                raise InputError(
-                    f"the map {entry.maps[number]} is {stored.shape}, its picture "
-                    f"{self._sizes[entry.image]} (height, width); they must be of one size"
-                )
-            found = label_map(stored, rule, (height, width))
-            self._keep(key, found, found.labels.nbytes)
-        kept: LabelMap = self._kept[key][0]
-        return kept
-
-    def _keep(self, key: tuple[Path, int], value: Any, size: int) -> None:
-        """Take something in and drop the oldest while there is too much."""
-        self._kept[key] = (value, size)
-        self._used += size
-        while self._used > self.limit and len(self._kept) > 1:
-            _, (_, dropped) = self._kept.popitem(last=False)
-            self._used -= dropped
-
-
-def cut_out(image: NDArray[np.uint8], found: LabelMap, chosen: tuple[int, ...]) -> CutOut:
-    """Cut a union of labels out of its picture, with a margin of 6 pixels."""
-    x0, y0, x1, y1 = (int(v) for v in found.box(chosen))
-    height, width = image.shape[:2]
-    touches = (x0 <= 1, y0 <= 1, x1 >= width - 1, y1 >= height - 1)
-    window = (slice(max(0, y0 - 6), y1 + 6), slice(max(0, x0 - 6), x1 + 6))
-    mask = found.select(chosen, window) // np.uint8(255)
-    return CutOut(image[window], mask, touches)
+    kind = place.part.meaning if annotations is None else "instance"
+    rule = replace(RULES.get(folder.name, UNKNOWN), kind=kind)
+    return Source(folder.name, rule, entries, annotations=annotations)

@@ -1,5 +1,6 @@
 """A model, its optimisers and its average: one step of training, and what it takes to go on."""
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from anyres.errors import AnyresError
 from anyres.models import parts, weights
+from anyres.models.segmenter import Segmenter
 from anyres.ops.precision import resolve_dtype
 from anyres.train import checkpoint
 from anyres.train.config import TrainConfig
@@ -57,6 +59,11 @@ class Trainer:
         self.model, self.base = start.model.to(self.group.device), start.base
         self.group.share_weights(self.model)
         freeze(self.model, config.train)
+        self._first = {
+            name: each.detach().clone()
+            for name, each in self.model.named_parameters()
+            if each.requires_grad and config.blend < 1
+        }
         self.average = checkpoint.Average(self.model, config.ema)
         share_statistics(self.model, self.group)
         if config.checkpoint_activations:
@@ -98,9 +105,19 @@ class Trainer:
             for name in {*model.trained_on, *sets}
         }
 
+    def result(self) -> Segmenter:
+        """The averaged weights, with their share of those before the first step (``blend``)."""
+        if not self._first:
+            return self.average.model
+        model = copy.deepcopy(self.average.model)
+        own = dict(model.named_parameters())
+        for name, first in self._first.items():
+            own[name].lerp_(first, 1 - self.config.blend)
+        return model
+
     def write_weights(self, path: Path) -> None:
-        """Write the averaged weights: all, or those trained where the run names them."""
-        model = self.average.model
+        """Write the result: all, or what was trained where the run names it."""
+        model = self.result()
         if self.base is None:
             weights.save(model, path)
         else:

@@ -41,6 +41,7 @@ class Annotations:
             self._groups[name] = group
             pairs.append(Pair(name, place.images / path, (place.masks,)))
         self.pairs = sorted(pairs, key=lambda pair: pair.name)
+        self._names = {pair.image: pair.name for pair in pairs}
         self._shapes: dict[int, Any] = {
             number: fields.get("segmentation")
             for _, annotations in groups
@@ -68,6 +69,26 @@ class Annotations:
             found.append(Found(0, number, int(coding().area(packed)), category))
         content = json.dumps([fields for _, fields, _ in annotations])
         return found, hashlib.sha256(content.encode()).hexdigest()
+
+    def labels(self, image: Path) -> NDArray[np.int32]:
+        """Return the objects of a picture as an (H, W) map of ids from 1; 0 is none.
+
+        Where objects overlap, a pixel belongs to the smallest of them.
+
+        Args:
+            image: the file of one of the ``pairs``.
+
+        Raises:
+            InputError: a damaged annotation.
+            MissingExtraError: pycocotools is not installed.
+        """
+        fields, annotations = self._groups[self._names[image]]
+        size_hw = image_size(fields, self._file)
+        masks = [self.mask(number, size_hw) for number, _, _ in annotations]
+        labels = np.zeros(size_hw, np.int32)
+        for number, mask in enumerate(sorted(masks, key=np.count_nonzero, reverse=True), 1):
+            labels[mask] = number
+        return labels
 
     def mask(self, number: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Return the (H, W) bool mask of an annotation."""
