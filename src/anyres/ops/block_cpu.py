@@ -172,22 +172,22 @@ def numbers(x: Tensor) -> Any:
     return (flat.view(torch.uint16) if x.dtype == torch.bfloat16 else flat).numpy()
 
 
-def run_block(x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameters) -> Tensor:
-    """The whole block; shape kept.
+def run_block(
+    x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameters, out_BhwC: Tensor
+) -> None:
+    """The whole block.
 
     Args:
-        x_BhwC: float32 or bfloat16, like the parameters.
+        x_BhwC: float32 or bfloat16, like the parameters; contiguous.
         plan: of the windows.
         most: tokens of a picture in a group, if more than a window's.
         parameters: the block's.
+        out_BhwC: for the answer; the tokens themselves are allowed.
     """
-    x_BhwC = x_BhwC.contiguous()
-    out_BhwC = torch.empty_like(x_BhwC)
     tokens, out = numbers(x_BhwC), numbers(out_BhwC)
     kind = x_BhwC.dtype
     groups = layouts(plan, len(x_BhwC), most)
     share(lambda layout: _run_group(layout, parameters, kind, tokens, out), groups)
-    return out_BhwC
 
 
 @lru_cache(maxsize=8)
