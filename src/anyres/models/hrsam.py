@@ -16,7 +16,7 @@ Parameter names are those of the official state dicts.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 
 import torch
@@ -27,6 +27,7 @@ from anyres.models.config import HRSAMConfig
 from anyres.models.hrsam_blocks import Block, CycleScan, as_built, group_size
 from anyres.models.layers import ChannelsLast, FitCache, PatchEmbed, check_pixels, resize_table
 from anyres.models.stem import ConvStem
+from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.rope import frequencies, window_table
 from anyres.ops.threads import alone, runs_in_parts, share
@@ -113,17 +114,17 @@ class HRSAMEncoder(nn.Module):
         scales = [tokens, *(self._embed(anchor, in_parts)[0] for anchor in anchors)]
         plans = [self._plans(scale, is_anchor=i > 0) for i, scale in enumerate(scales)]
         rope = _aside(in_parts, lambda: window_table(self.rope.freqs, self.config.window))
-        outs = {block: i for i, block in enumerate(self.config.out_blocks)}
+        outs = {number: i for i, number in enumerate(self.config.out_blocks)}
         kept: list[list[Tensor]] = []
         # Whether what is made may take the place of what it is made from: fresh memory of this
         # size costs as much as a tenth of the whole encoder.
         over = in_parts
-        for i, block in enumerate(self.blocks):
+        for i, layer in enumerate(self.blocks):
             if i in outs:
                 scans = self.ss_mamba_blocks if self.config.anchor else self.mamba_blocks
                 scales = [_scan(scans[outs[i]], [scale], over)[0] for scale in scales]
                 over = in_parts
-            run = cast(Block, block).in_place if over else block
+            run = cast(Block, layer).in_place if over else layer
             scales = [
                 run(scale, plan[i % 2], rope) for scale, plan in zip(scales, plans, strict=True)
             ]
@@ -187,12 +188,19 @@ class HRSAMEncoder(nn.Module):
 
         kept = _aside(in_parts, lambda: [[one, *map(widen, small)] for one, *small in kept])
 
+        products, norms = zip(*cast(Iterable[nn.Sequential], self.lateral_convs), strict=True)
+        compiled = in_parts and block.scan_runs_compiled(tokens.new_empty(0, shape[3]))
+
         def project(rows: slice) -> Tensor:
-            laterals = [
-                lateral(self._fuse(scales, i, rows))
-                for i, (lateral, scales) in enumerate(zip(self.lateral_convs, kept, strict=True))
-            ]
-            return torch.stack(laterals).sum(0)
+            fused = [self._fuse(scales, i, rows) for i, scales in enumerate(kept)]
+            if not compiled:
+                pairs = zip(self.lateral_convs, fused, strict=True)
+                return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
+            from anyres.ops import block_cpu, cycle_cpu
+
+            made = [product(x) for product, x in zip(products, fused, strict=True)]
+            of_norms = [block_cpu.Norm.of(norm) for norm in norms]
+            return cycle_cpu.sum_of_norms(torch.stack(made), of_norms)
 
         summed = _in_bands(project, tokens, shape, in_parts)
 

@@ -162,10 +162,7 @@ class Block(nn.Module):
             block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
             for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
         )
-        first, second = (
-            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
-            for norm in (self.norm1, self.norm2)
-        )
+        first, second = map(block_cpu.Norm.of, (self.norm1, self.norm2))
         cos, sin = (numbers(table.float().contiguous()) for table in rope)
         parameters = block_cpu.Parameters(
             self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
@@ -249,10 +246,7 @@ class CycleScan(nn.Module):
             block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
             for linear in (wide_proj, self.out_proj)
         )
-        first, second = (
-            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
-            for norm in (self.in_norm, self.out_norm)
-        )
+        first, second = map(block_cpu.Norm.of, (self.in_norm, self.out_norm))
         ssm = self.ssm_proj
         parameters = cycle_cpu.Parameters(first, into, ssm.weight.t(), ssm.bias, second, out)
         maps = [x.contiguous() for x in maps]

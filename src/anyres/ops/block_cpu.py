@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyres.ops import block_numba as kernels
 from anyres.ops.threads import share
@@ -42,6 +42,11 @@ class Norm(NamedTuple):
     gain: Any
     shift: Any
     eps: float
+
+    @classmethod
+    def of(cls, layer: nn.LayerNorm) -> "Norm":
+        """A layer's."""
+        return cls(numbers(layer.weight.float()), numbers(layer.bias.float()), layer.eps)
 
 
 class Parameters(NamedTuple):

@@ -15,6 +15,7 @@ from math import prod
 from threading import local
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,3 +134,15 @@ def _parts(batch: int, lengths: list[int]) -> list[_Part]:
                 parts.append(_Part(piece, sample * length + start, place + start, count))
             place += length
     return parts
+
+
+def sum_of_norms(products: Tensor, norms: Sequence[Norm]) -> Tensor:
+    """Sum layer norms, computed in float32: of products (P, .., C), P norms, to (.., C)."""
+    products = products.contiguous()
+    made = torch.empty_like(products[0])
+    width = made.shape[-1]
+    gains, shifts = (np.concatenate([norm[i] for norm in norms]) for i in (0, 1))
+    eps = np.array([norm.eps for norm in norms], np.float32)
+    rows = made.numel() // width
+    kernels.sum_norms(numbers(products), len(norms), rows, gains, shifts, eps, width, numbers(made))
+    return made
