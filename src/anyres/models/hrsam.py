@@ -116,9 +116,9 @@ class HRSAMEncoder(nn.Module):
         rope = _aside(in_parts, lambda: window_table(self.rope.freqs, self.config.window))
         outs = {number: i for i, number in enumerate(self.config.out_blocks)}
         kept: list[list[Tensor]] = []
-        # Whether what is made may take the place of what it is made from: fresh memory of this
-        # size costs as much as a tenth of the whole encoder.
-        over = in_parts
+        # Whether what is made may take the place of what it is made from: of 4096 pixels square,
+        # fresh memory took a tenth of the whole time. A stem's tokens may be kept by a hook.
+        over = in_parts and self.config.stem is None
         for i, layer in enumerate(self.blocks):
             if i in outs:
                 scans = self.ss_mamba_blocks if self.config.anchor else self.mamba_blocks
@@ -188,7 +188,6 @@ class HRSAMEncoder(nn.Module):
 
         kept = _aside(in_parts, lambda: [[one, *map(widen, small)] for one, *small in kept])
 
-        products, norms = zip(*cast(Iterable[nn.Sequential], self.lateral_convs), strict=True)
         compiled = in_parts and block.scan_runs_compiled(tokens.new_empty(0, shape[3]))
 
         def project(rows: slice) -> Tensor:
@@ -198,6 +197,7 @@ class HRSAMEncoder(nn.Module):
                 return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
             from anyres.ops import block_cpu, cycle_cpu
 
+            products, norms = zip(*cast(Iterable[nn.Sequential], self.lateral_convs), strict=True)
             made = [product(x) for product, x in zip(products, fused, strict=True)]
             of_norms = [block_cpu.Norm.of(norm) for norm in norms]
             return cycle_cpu.sum_of_norms(torch.stack(made), of_norms)
