@@ -30,7 +30,8 @@ def test_defaults_are_the_models_own(sam, hrsam):
 @pytest.mark.parametrize(
     ("resolution", "picture_hw", "long_side"),
     [
-        (None, (90, 140), 140),
+        (None, (90, 140), 512),
+        (None, (600, 90), 600),
         (None, (70, 3000), 2048),
         ("native", (90, 140), 140),
         ("native", (16, 2100), 2100),
@@ -38,7 +39,7 @@ def test_defaults_are_the_models_own(sam, hrsam):
         (200, (90, 140), 200),
         (np.int64(200), (900, 14), 200),
         # One window of 8 tokens of 16 pixels: smaller pictures would be padding for the most part.
-        (None, (1, 1), 128),
+        (None, (1, 1), 512),
         ("native", (20, 90), 128),
     ],
 )

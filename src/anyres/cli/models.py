@@ -35,7 +35,7 @@ def models(
             f"{entry['encoder']} {entry['dim']} x {entry['blocks']}",
             str(entry["image_size"]),
             entry["pad"],
-            f"native ≤ {native}" if native else "train",
+            f"native, {entry['image_size']} to {native}" if native else "train",
             "embedded" if entry["embedded"] else "--weights FILE",
         )
     Console().print(table)

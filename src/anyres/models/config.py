@@ -234,8 +234,9 @@ class DecoderConfig:
 class ModelConfig:
     """A whole promptable segmentation model.
 
-    ``image_size`` is the long side it was trained at, in pixels. ``native_limit`` is the largest
-    long side of ``native``, the default resolution; 0 makes the training size the default.
+    ``image_size`` is the long side it was trained at, in pixels. Where there is a ``native_limit``,
+    pictures are fed by default at their own size, those outside of these two brought to the
+    nearer one; 0 makes the training size the default.
     ``pixel_mean`` and ``pixel_std`` are in the channel order that the network is fed.
     """
 

@@ -51,7 +51,7 @@ class Predictor:
     - an int: every picture is brought to it.
     - ``"train"``: the model's own, ``config.image_size``.
     - ``"native"``: the picture's own size.
-    - None: ``"train"`` for models of one size (SAM), else native up to ``config.native_limit``.
+    - None: ``"train"`` for models of one size (SAM), else native from that to ``native_limit``.
 
     Pictures smaller than one attention window are enlarged to it. ``pad`` is ``"square"`` (SAM's:
     masks are upsampled in SAM's two steps) or ``"patch"`` (only to a multiple of the patch: faster

@@ -20,13 +20,16 @@ def long_side(
     Args:
         picture_hw: (height, width) of the picture.
         resolution: as ``known_resolution`` gives it.
-        limit: the largest native long side; 0 for none.
+        limit: the largest native long side, where a smaller one than the model was trained at is
+            enlarged to that; 0 for neither.
         config: of the model. Under ``native``, pictures smaller than one of its attention windows
             are enlarged to it: the model would see little but padding.
     """
     if resolution != "native":
         return resolution
-    native = min(max(picture_hw), limit) if limit else max(picture_hw)
+    native = max(picture_hw)
+    if limit:
+        native = min(max(native, config.image_size), limit)
     return max(native, config.encoder.window * config.encoder.patch)
 
 
