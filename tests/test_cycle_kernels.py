@@ -14,6 +14,7 @@ from anyres.ops.threads import alone
 pytest.importorskip("numba")
 from anyres.ops import cycle_cpu, cycle_numba
 from anyres.ops.block_cpu import numbers
+from anyres.ops.buffers import Buffers
 
 KINDS = [torch.float32, torch.bfloat16]
 WIDTH, ROWS, FIRST = 48, 5, 2  # rows before the first must stay as they are
@@ -91,19 +92,18 @@ def test_samples_stay_apart() -> None:
 
 
 def test_memory_beyond_the_limit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cycle_cpu, "_thread", cycle_cpu._Thread())
-    monkeypatch.setattr(cycle_cpu, "KEPT", 30_000)
+    monkeypatch.setattr(cycle_cpu, "_buffers", Buffers(kept=30_000))
     block = CycleScan(32, 4, 1)
     with torch.no_grad():
         block(torch.randn(1, 40, 32))
-        assert max(x.nbytes for x in cycle_cpu._thread.buffers.values()) < 30_000
+        assert max(x.nbytes for x in cycle_cpu._buffers.buffers.values()) < 30_000
         block(torch.randn(1, 4000, 32))
-    assert max(x.nbytes for x in cycle_cpu._thread.buffers.values()) < 30_000
+    assert max(x.nbytes for x in cycle_cpu._buffers.buffers.values()) < 30_000
 
 
 def test_forcing_channels_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYRES_BLOCK", "numba")
-    with torch.no_grad(), pytest.raises(InputError, match="multiple of 16"):
+    with torch.no_grad(), pytest.raises(InputError, match="multiples of 16"):
         CycleScan(24, 4, 1)(torch.randn(1, 5, 24))
 
 

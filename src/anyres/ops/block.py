@@ -8,6 +8,8 @@ with AMX the kernels do everything: ``block_amx``. Otherwise torch does.
 an error: nothing changes over to the slow path unasked.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -82,13 +84,30 @@ def scan_runs_compiled(x: Tensor) -> bool:
         InputError: ``ANYRES_BLOCK`` is no implementation, or is ``numba`` and cannot run.
         MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
     """
+    return runs_in_lanes(x.dtype, x.shape[-1:])
+
+
+def runs_in_lanes(kind: torch.dtype, channels: Iterable[int], kernel: int = 3) -> bool:
+    """Whether kernels run that want multiples of 16 channels; as ``runs_compiled``.
+
+    Args:
+        kind: precision of model and maps.
+        channels: all that must be.
+        kernel: side of convolutions; they want 3.
+
+    Raises:
+        InputError: ``ANYRES_BLOCK`` is no implementation, or is ``numba`` and cannot run.
+        MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
+    """
     forced = kernels.forced("ANYRES_BLOCK")
     if forced == "torch":
         return False
-    fits = x.shape[-1] % _LANES == 0 and x.dtype in (torch.float32, torch.bfloat16)
+    known = kind in (torch.float32, torch.bfloat16)
+    fits = known and kernel == 3 and not any(count % _LANES for count in channels)
     if forced and not fits:
         raise InputError(
-            "ANYRES_BLOCK=numba, which runs float32 and bfloat16 and a multiple of 16 channels; "
-            f"here are {x.dtype} and {x.shape[-1]}; unset ANYRES_BLOCK"
+            "ANYRES_BLOCK=numba, which runs float32 and bfloat16, multiples of 16 channels and "
+            f"convolutions of side 3; here are {kind}, {sorted(set(channels))} and {kernel}; "
+            "unset ANYRES_BLOCK"
         )
     return fits and kernels.has_numba()

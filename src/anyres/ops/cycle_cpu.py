@@ -11,8 +11,6 @@ Shapes: B pictures, L tokens of all pieces, C channels.
 """
 
 from collections.abc import Callable, Sequence
-from math import prod
-from threading import local
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from anyres.ops import cycle_numba as kernels
 from anyres.ops.block_cpu import Linear, Norm, numbers
+from anyres.ops.buffers import Buffers
 from anyres.ops.threads import share
 
 # Tokens that are made ready at a time. Enough for what a product costs however small it is; few
@@ -49,25 +48,7 @@ class _Part(NamedTuple):
     tokens: int
 
 
-class _Thread(local):
-    """Memory that a thread keeps; it grows and stays."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, kind: torch.dtype, *shape: int) -> Tensor:
-        """The beginning of a buffer, with whatever is in it."""
-        size = prod(shape)
-        buffer = self.buffers.get((name, kind))
-        if buffer is None or len(buffer) < size:
-            with torch.inference_mode(False):  # else only inference may write into it
-                buffer = torch.empty(size, dtype=kind)
-            if buffer.nbytes <= KEPT:
-                self.buffers[name, kind] = buffer
-        return buffer[:size].view(shape)
-
-
-_thread = _Thread()
+_buffers = Buffers(KEPT)
 
 
 def run(
@@ -92,15 +73,15 @@ def run(
     sources, targets = ([numbers(x) for x in tensors] for tensors in (pieces, outputs))
     # In one buffer: what is kept is one size.
     columns = len(parameters.ssm_bias)
-    memory = _thread.take("sequence", kind, rows * (2 * channels + columns))
+    memory = _buffers.take("sequence", kind, rows * (2 * channels + columns))
     u, gate, weights = memory.split([rows * channels, rows * channels, rows * columns])
     of_u, of_gate = numbers(u), numbers(gate)
     u, weights = u.view(rows, channels), weights.view(rows, columns)
 
     def before(part: _Part) -> None:
         first, count = part.place, part.tokens
-        normed = _thread.take("normed", kind, count, channels)
-        wide = _thread.take("wide", kind, count, 2 * channels)
+        normed = _buffers.take("normed", kind, count, channels)
+        wide = _buffers.take("wide", kind, count, 2 * channels)
         source, start = sources[part.piece], part.start * channels
         kernels.norm(source, start, count, *parameters.in_norm, channels, numbers(normed))
         torch.mm(normed, parameters.in_proj.weight, out=wide)
@@ -111,8 +92,8 @@ def run(
 
     def after(part: _Part) -> None:
         count, place, start = part.tokens, part.place * channels, part.start * channels
-        normed = _thread.take("normed", kind, count, channels)
-        added = _thread.take("wide", kind, count, channels)
+        normed = _buffers.take("normed", kind, count, channels)
+        added = _buffers.take("wide", kind, count, channels)
         norm, product = parameters.out_norm, parameters.out_proj
         kernels.norm_gated(of_u, of_gate, place, count, *norm, channels, numbers(normed))
         torch.mm(normed, product.weight, out=added)
