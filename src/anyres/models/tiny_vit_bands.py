@@ -21,16 +21,17 @@ from torch import Tensor, nn
 
 from anyres.models.config import TinyViTConfig
 from anyres.ops import block
+from anyres.ops.buffers import TOKENS
 from anyres.ops.threads import alone, share
 from anyres.ops.windows import Group, window_plan
 
 if TYPE_CHECKING:
     from anyres.models.tiny_vit import ConvBlock, ConvNorm, PatchEmbed, Stage, TinyViT, WindowBlock
-    from anyres.ops.block_cpu import Linear, Norm
+    from anyres.ops.block_cpu import Norm
     from anyres.ops.conv_cpu import Depthwise
+    from anyres.ops.products import Layer
 
 PIXELS = 4096  # of a band, if a row has no more
-TOKENS = 512  # of a group of windows, if one has no more
 
 _Step = Callable[[Tensor], Tensor]  # from a map (B, h, w, C) to the next
 
@@ -105,6 +106,7 @@ def _convs(layer: "PatchEmbed") -> tuple["ConvNorm", "ConvNorm"]:
 
 def _compiled(encoder: "TinyViT", kind: torch.dtype, scale: float) -> _Steps:
     from anyres.ops import bias_cpu, conv_cpu
+    from anyres.ops.products import Layer
 
     def embed(layer: "PatchEmbed") -> _Step:
         (weight, bias), (second, second_bias) = (conv.folded() for conv in _convs(layer))
@@ -131,13 +133,13 @@ def _compiled(encoder: "TinyViT", kind: torch.dtype, scale: float) -> _Steps:
             scale * (attn.proj.in_features // attn.heads) ** -0.5,
             _floats(attn.attention_biases),
             _norm(attn.norm),
-            attn.norm.bias[None],
-            _linear(attn.qkv),
-            _linear(attn.proj),
+            attn.norm.bias,
+            Layer.of(attn.qkv.weight, attn.qkv.bias),
+            Layer.of(attn.proj.weight, attn.proj.bias),
             _depthwise(layer.local_conv),
             _norm(mlp.norm),
-            _linear(mlp.fc1),
-            _linear(mlp.fc2),
+            Layer.of(mlp.fc1.weight, mlp.fc1.bias),
+            Layer.of(mlp.fc2.weight, mlp.fc2.bias),
         )
         return partial(bias_cpu.run_block, block=block)
 
@@ -156,17 +158,11 @@ def _norm(norm: nn.LayerNorm) -> "Norm":
     return Norm(_floats(norm.weight), _floats(norm.bias), norm.eps)
 
 
-def _linear(linear: nn.Linear) -> "Linear":
-    from anyres.ops.block_cpu import Linear
-
-    return Linear(linear.weight.t(), _floats(linear.bias))
-
-
-def _pointwise(conv: "ConvNorm", kind: torch.dtype) -> "Linear":
-    from anyres.ops.block_cpu import Linear
+def _pointwise(conv: "ConvNorm", kind: torch.dtype) -> "Layer":
+    from anyres.ops.products import Layer
 
     weight, bias = conv.folded()
-    return Linear(weight[:, :, 0, 0].to(kind).t(), _floats(bias))
+    return Layer.of(weight[:, :, 0, 0].to(kind), bias)
 
 
 def _depthwise(conv: "ConvNorm") -> "Depthwise":

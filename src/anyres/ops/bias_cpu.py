@@ -17,14 +17,13 @@ from torch import Tensor
 
 from anyres.ops import bias_numba as kernels
 from anyres.ops import block_numba, conv_numba, cycle_numba
-from anyres.ops.block_cpu import Layout, Linear, Norm, Windows, layouts, numbers
-from anyres.ops.buffers import Buffers
+from anyres.ops.block_cpu import Layout, Norm, Windows, layouts, numbers
+from anyres.ops.buffers import TOKENS, Buffers
 from anyres.ops.conv_cpu import Depthwise
+from anyres.ops.products import Layer, take
 from anyres.ops.simd import LANES
 from anyres.ops.threads import share
 from anyres.ops.windows import window_plan
-
-TOKENS = 512  # that go through products at a time
 
 _buffers = Buffers(1 << 25)
 
@@ -37,13 +36,13 @@ class Block(NamedTuple):
     scale: float  # of the scores
     biases: Any  # (N, window, window) by distance, float32
     before: Norm
-    padding: Tensor  # (1, C): what the norm makes of padding
-    qkv: Linear  # of rows (N, 3, D)
-    proj: Linear
+    padding: Tensor  # (C,): what the norm makes of padding
+    qkv: Layer  # of rows (N, 3, D)
+    proj: Layer
     across: Depthwise
     between: Norm
-    fc1: Linear
-    fc2: Linear
+    fc1: Layer
+    fc2: Layer
 
 
 def run_block(x_BhwC: Tensor, block: Block) -> Tensor:
@@ -65,12 +64,11 @@ def run_block(x_BhwC: Tensor, block: Block) -> Tensor:
             *(source, start, height, width, channels, top, 0, 1),
             *(block.across.weight, block.across.bias, False, of_summed, rows, width),
         )
-        normed = _buffers.take("normed", kind, count, channels)
+        normed = take(_buffers, "normed", kind, count, channels)
         cycle_numba.norm(of_summed, 0, count, *block.between, channels, numbers(normed))
-        inner = _buffers.take("wide", kind, count, hidden)
-        torch.mm(normed, block.fc1.weight, out=inner)
-        block_numba.gelu(numbers(inner), count, block.fc1.bias, hidden)
-        torch.mm(inner, block.fc2.weight, out=normed)
+        inner = take(_buffers, "wide", kind, count, hidden)
+        block.fc1.multiply(normed, count, inner, active=True)
+        block.fc2.multiply(inner, count, normed)
         to = start + top * width * channels
         kernels.add_rows(of_summed, numbers(normed), block.fc2.bias, count, channels, target, to)
 
@@ -92,18 +90,18 @@ def _attend(x_BhwC: Tensor, block: Block) -> Tensor:
     def run(layout: Layout) -> None:
         count = len(layout.places)
         # The padding comes after the tokens, as one of them.
-        normed = _buffers.take("normed", kind, count + 1, width)
+        normed = take(_buffers, "normed", kind, count + 1, width)
         of_normed = numbers(normed)
         block_numba.norm(source, layout.places, of_normed, *block.before, width)
-        normed[count:] = block.padding
-        qkv = _buffers.take("wide", kind, count + 1, 3 * width)
-        torch.mm(normed, block.qkv.weight, out=qkv)
+        normed[count] = block.padding
+        qkv = take(_buffers, "wide", kind, count + 1, 3 * width)
+        block.qkv.multiply(normed, count + 1, qkv)
         start = 0
         for windows in layout.parts:
             _attend_windows(windows, numbers(qkv), start, count, block, biases, of_normed, kind)
             start += windows.windows * windows.real
-        y = _buffers.take("summed", kind, count, width)
-        torch.mm(normed[:count], block.proj.weight, out=y)
+        y = take(_buffers, "summed", kind, count, width)
+        block.proj.multiply(normed, count, y)
         kernels.add_places(source, layout.places, numbers(y), block.proj.bias, target, width)
 
     share(run, layouts(plan, len(x_BhwC), max(1, TOKENS // len(x_BhwC))))
@@ -126,7 +124,7 @@ def _attend_windows(
 ) -> None:
     """Attend within some windows: from rows of ``qkv`` to rows of ``out``."""
     count, real, slots = windows
-    heads, depth, keys = block.heads, block.padding.shape[1] // block.heads, _filled(len(slots))
+    heads, depth, keys = block.heads, block.padding.shape[0] // block.heads, _filled(len(slots))
     q, values = (_buffers.take(name, kind, count * heads, real, depth) for name in ("q", "values"))
     k, v = (_buffers.take(name, kind, count * heads, keys, depth) for name in ("k", "v"))
     scores = _buffers.take("scores", kind, count * heads, real, keys)

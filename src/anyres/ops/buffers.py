@@ -6,6 +6,11 @@ from threading import local
 import torch
 from torch import Tensor
 
+# Of a picture's pieces (``conv_cpu``, ``bias_cpu``), which decide how large buffers are.
+SIDE = 32  # of a tile of pixels
+ROWS = 8  # of the first convolutions' answer
+TOKENS = 512  # that go through attention or an MLP
+
 
 class Buffers(local):
     """Named buffers of the thread that asks; they grow and stay, unless they are large.

@@ -17,14 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyres.ops import block_numba
 from anyres.ops import conv_numba as kernels
-from anyres.ops.block_cpu import Linear, numbers
-from anyres.ops.buffers import Buffers
+from anyres.ops.block_cpu import numbers
+from anyres.ops.buffers import ROWS, SIDE, Buffers
+from anyres.ops.products import Layer, take
 from anyres.ops.threads import share
-
-SIDE = 32  # of a tile, in pixels
-ROWS = 8  # of the first convolutions' answer, at a time
 
 _buffers = Buffers(1 << 25)
 
@@ -40,9 +37,9 @@ class Depthwise(NamedTuple):
 class Bottleneck(NamedTuple):
     """An inverted bottleneck; with a shortcut it is of stride 1 and ends in a GELU."""
 
-    widen: Linear
+    widen: Layer
     across: Depthwise
-    narrow: Linear
+    narrow: Layer
     shortcut: bool
 
 
@@ -124,22 +121,21 @@ def run_bottleneck(x_BhwC: Tensor, layers: Bottleneck) -> Tensor:
     def run(tile: _Tile) -> None:
         needed = x_BhwC[tile.picture, tile.source_rows, tile.source_columns]
         down, across = needed.shape[:2]
-        source = _buffers.take("narrow", kind, down, across, inputs).copy_(needed)
-        wide = _buffers.take("wide", kind, down * across, hidden)
-        torch.mm(source.view(-1, inputs), layers.widen.weight, out=wide)
-        of_wide = numbers(wide)
-        block_numba.gelu(of_wide, down * across, layers.widen.bias, hidden)
+        source = take(_buffers, "narrow", kind, down * across, inputs)
+        source[: down * across].view(needed.shape).copy_(needed)
+        wide = take(_buffers, "wide", kind, down * across, hidden)
+        layers.widen.multiply(source, down * across, wide, active=True)
 
         rows, columns = (s.stop - s.start for s in (tile.rows, tile.columns))
         top = tile.rows.start * stride - tile.source_rows.start
         left = tile.columns.start * stride - tile.source_columns.start
-        inner = _buffers.take("inner", kind, rows * columns, hidden)
+        inner = take(_buffers, "inner", kind, rows * columns, hidden)
         kernels.depthwise(
-            *(of_wide, 0, down, across, hidden, top, left, stride),
+            *(numbers(wide), 0, down, across, hidden, top, left, stride),
             *(layers.across.weight, layers.across.bias, True, numbers(inner), rows, columns),
         )
-        y = _buffers.take("narrow", kind, rows * columns, outputs)
-        torch.mm(inner, layers.narrow.weight, out=y)
+        y = take(_buffers, "narrow", kind, rows * columns, outputs)
+        layers.narrow.multiply(inner, rows * columns, y)
         at = ((tile.picture * height + tile.rows.start) * width + tile.columns.start) * outputs
         kernels.finish(
             *(numbers(y), layers.narrow.bias, rows, columns * outputs, outputs),

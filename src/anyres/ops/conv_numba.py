@@ -9,8 +9,10 @@ Importing this module imports numba; compiling waits for a call.
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
-from anyres.ops import simd_rows
+from anyres.ops import simd_rows, simd_tiles
 from anyres.ops.simd import (
     LANES,
     Floats,
@@ -23,11 +25,27 @@ from anyres.ops.simd import (
     store,
 )
 from anyres.ops.simd_rows import normal
+from anyres.ops.simd_tiles import coarse_gelu
 
 ZERO, ONE = np.float32(0), np.float32(1)
 PIXELS = 4  # neighbours that the first convolution does at a time
 
-_compiled = compiled(__file__, simd_rows.__file__)
+_compiled = compiled(__file__, str(simd_rows.__file__), str(simd_tiles.__file__))
+
+
+def _gelu(x: Any, out: Any) -> Any:
+    """GELU of a vector, as exactly as what it goes to can hold."""
+
+
+@overload(_gelu)  # type: ignore[untyped-decorator]
+def _gelu_of(x: Any, out: Any) -> Any:
+    def exact(x: Any, out: Any) -> Any:
+        return x * normal(x)
+
+    def coarse(x: Any, out: Any) -> Any:
+        return coarse_gelu(x)
+
+    return coarse if out.dtype == types.uint16 else exact
 
 
 @_compiled
@@ -78,10 +96,10 @@ def stem(
                         s1 = multiply_add(spread(planes, at + 2), w, s1)
                         s2 = multiply_add(spread(planes, at + 4), w, s2)
                         s3 = multiply_add(spread(planes, at + 6), w, s3)
-                store(out, to + c, s0 * normal(s0))
-                store(out, to + channels + c, s1 * normal(s1))
-                store(out, to + 2 * channels + c, s2 * normal(s2))
-                store(out, to + 3 * channels + c, s3 * normal(s3))
+                store(out, to + c, _gelu(s0, out))
+                store(out, to + channels + c, _gelu(s1, out))
+                store(out, to + 2 * channels + c, _gelu(s2, out))
+                store(out, to + 3 * channels + c, _gelu(s3, out))
 
 
 @_compiled
@@ -149,7 +167,7 @@ def depthwise(
                 u = multiply_add(c2, w8, u)
                 s = s + t + u
                 if active:
-                    s = s * normal(s)
+                    s = _gelu(s, out)
                 store(out, (row * columns + column) * channels + c, s)
                 if stride == 1:
                     a0, a1, a2, b0, b1, b2 = b0, b1, b2, c0, c1, c2
@@ -182,5 +200,5 @@ def finish(
                 s = load(y, here + i) + load(bias, i)
                 if shortcut:
                     s = s + load(x, there + i)
-                    s = s * normal(s)
+                    s = _gelu(s, out)
                 store(out, there + i, s)

@@ -24,6 +24,7 @@ from anyres.models.config import (
 from anyres.models.hrsam_blocks import LEAST, MOST
 from anyres.models.segmenter import Segmenter
 from anyres.ops import block, kernels
+from anyres.ops.buffers import SIDE, TOKENS
 from anyres.ops.windows import window_plan
 from anyres.predict.resolution import fit
 
@@ -92,6 +93,8 @@ def living_bytes(
         values = (_hrsam_in_parts if in_parts else _hrsam)(encoder, grid_hw)
     elif isinstance(encoder, TinyViTConfig):
         values = _tiny_vit(encoder, pixels)
+        if _in_parts(encoder, dtype, device):
+            values = _tiny_vit_in_parts(encoder, pixels, dtype)
     else:
         assert_never(encoder)
     # Normalising comes first: bytes, and two copies in float32.
@@ -114,7 +117,9 @@ def _vit(config: ViTConfig, grid_hw: tuple[int, int]) -> float:
 
 
 def _in_parts(config: EncoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether compiled kernels take a picture through blocks and scans in parts."""
+    """Whether a picture goes through blocks and scans in parts."""
+    if isinstance(config, TinyViTConfig):
+        return device.type == "cpu"
     if not isinstance(config, HRSAMConfig) or device.type != "cpu":
         return False
     like = torch.empty(0, config.dim, dtype=dtype)
@@ -173,6 +178,31 @@ def _tiny_vit(config: TinyViTConfig, pixels: int) -> float:
     """Values in the widest step."""
     # In the first stage: its input, a block's input, hidden before and after its activation.
     return config.dims[0] * (2 + 2 * config.expand) * pixels / 16
+
+
+def _tiny_vit_in_parts(config: TinyViTConfig, pixels: int, dtype: torch.dtype) -> float:
+    """Values in the widest step, where pieces go through it a few at a time."""
+    first, *others = config.dims
+    kept = first * pixels / 16
+    steps = [2 * kept]  # a block's input and output
+    for i, dim in enumerate(others):
+        # And what comes between attention and the convolution.
+        tokens = pixels / (64 if i == 0 else 256)
+        steps.append(kept + 3 * dim * tokens)
+        kept += dim * tokens if i == 0 else 0
+    # Weights as tiles multiply them.
+    layers = zip(others, config.depths[1:], strict=True)
+    weights = sum((4 + 2 * config.mlp_ratio) * dim**2 * depth for dim, depth in layers)
+    # A tile before a stride of 2 and inside; tokens and an MLP's inside; scores and their biases.
+    tile = (2 * SIDE + 2) ** 2 * (first + others[min(1, len(others) - 1)])
+    buffers = tile + SIDE**2 * max(first * config.expand, *others)
+    buffers += TOKENS * (4 + config.mlp_ratio) * others[-1]
+    buffers += max(
+        heads * window**2 * (TOKENS + window**2)
+        for heads, window in zip(config.heads, config.windows, strict=True)
+    )
+    in_tiles = dtype == torch.bfloat16
+    return max(steps) + in_tiles * weights + torch.get_num_threads() * buffers
 
 
 def _padded(grid_hw: tuple[int, int], window: int, *, shifted: bool) -> float:

@@ -1,0 +1,94 @@
+"""Products of rows with a layer's weight in bfloat16, in the processor's tiles (AMX), compiled.
+
+Rows lie as they are, one after the other; a weight is put in order first (``order``), pairs of its
+inner numbers side by side. Sums are float32. Rows are worked on 32 at a time, so arrays have room
+for a multiple of 32; inner and outer sizes are multiples of 32. Nothing checks this.
+
+Importing this module imports numba; compiling waits for a call.
+"""
+
+from typing import Any
+
+from anyres.ops import simd_rows, simd_tiles
+from anyres.ops.simd import LANES, Floats, compiled, load, store
+from anyres.ops.simd_tiles import (
+    clear,
+    coarse_gelu,
+    configure,
+    load_tile,
+    multiply,
+    release,
+    store_tile,
+    turn,
+)
+
+SIDE = 2 * LANES  # rows and columns of what is multiplied at a time: four tiles of sums
+TILE = LANES * SIDE  # numbers of a tile
+
+_compiled = compiled(__file__, str(simd_rows.__file__), str(simd_tiles.__file__))
+
+
+@_compiled
+def order(weight: Any, inner: int, outer: int, out: Any) -> None:
+    """A weight (outer, inner) as tiles: (outer / 16, inner / 32), each (16 pairs, 16, 2)."""
+    to = 0
+    for o in range(0, outer, LANES):
+        for i in range(0, inner, SIDE):
+            turn(weight, o * inner + i, inner, out, to, SIDE)
+            to += TILE
+
+
+@_compiled
+def block(
+    left: Any, at: int, step: int, right: Any, first: int, second: int, count: int, sums: Floats
+) -> None:
+    """Multiply 32 rows, ``step`` apart, by two columns of ``count`` tiles: sums (32, 32)."""
+    clear(0)
+    clear(1)
+    clear(2)
+    clear(3)
+    lower = at + LANES * step
+    for i in range(count):
+        load_tile(4, left, at + i * SIDE, step)
+        load_tile(6, right, first + i * TILE, SIDE)
+        multiply(0, 4, 6)
+        load_tile(7, right, second + i * TILE, SIDE)
+        multiply(1, 4, 7)
+        load_tile(5, left, lower + i * SIDE, step)
+        multiply(2, 5, 6)
+        multiply(3, 5, 7)
+    store_tile(0, sums, 0, SIDE)
+    store_tile(1, sums, LANES, SIDE)
+    store_tile(2, sums, LANES * SIDE, SIDE)
+    store_tile(3, sums, LANES * SIDE + LANES, SIDE)
+
+
+@_compiled
+def product(
+    x: Any,
+    rows: int,
+    weight: Any,
+    inner: int,
+    outer: int,
+    bias: Floats,
+    active: bool,
+    palette: Any,
+    sums: Floats,
+    out: Any,
+) -> None:
+    """Multiply rows by a weight of ``order``; if ``active``, add the bias and apply GELU."""
+    configure(palette)
+    count = inner // SIDE
+    for o in range(0, outer, SIDE):
+        first = o // LANES * count * TILE
+        b0, b1 = load(bias, o), load(bias, o + LANES)
+        for t in range(0, rows, SIDE):
+            block(x, t * inner, inner, weight, first, first + count * TILE, count, sums)
+            to = t * outer + o
+            for row in range(SIDE):
+                s0, s1 = load(sums, row * SIDE), load(sums, row * SIDE + LANES)
+                if active:
+                    s0, s1 = coarse_gelu(s0 + b0), coarse_gelu(s1 + b1)
+                store(out, to + row * outer, s0)
+                store(out, to + row * outer + LANES, s1)
+    release()
