@@ -568,7 +568,7 @@ def test_a_sam_checkpoint_adapts_by_itself_or_as_told(sam_file):
 
 
 def test_models_that_cannot_be_adapted(tmp_path, hrsam):
-    with pytest.raises(InputError, match="default has no global attention"):
+    with pytest.raises(InputError, match="hrsam_xs has no global attention"):
         adapt(hrsam, OFF)
     trained = build(replace(TINY, encoder=replace(TINY.encoder, length=LEARNED)))
     assert adapt(trained, LEARNED) is trained

@@ -264,7 +264,7 @@ def test_command(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure, "CLICKS", 2)
     out, png = tmp_path / "b.json", tmp_path / "b.png"
-    words = ["benchmark", "--models", "default", "--sizes", "128,96x128"]
+    words = ["benchmark", "--models", "hrsam_xs", "--sizes", "128,96x128"]
     result = CliRunner().invoke(app, [*words, "--json", str(out), "--plot", str(png)])
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
@@ -276,7 +276,7 @@ def test_command(tmp_path, monkeypatch):
     assert first["scan"]["median"] < first["encoder"]["median"]
     assert {f["name"] for f in report["figures"]} >= {"hrsam_ti peak memory, 4096²"}
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert "default" in result.output
+    assert "hrsam_xs" in result.output
 
 
 def test_interrupted(tmp_path, monkeypatch):
