@@ -34,16 +34,13 @@ def watch(owner: Any, method: str, name: str, spent: dict[str, float]) -> None:
 
 def watch_parts(encoder: Any, spent: dict[str, float]) -> None:
     """Of a whole encoder; what is within the cycle-scan blocks counts there too."""
-    watch(encoder.patch_embed, "forward", "embedding", spent)
-    watch(encoder, "_add_positions", "positions", spent)
+    watch(encoder, "_embed", "embedding", spent)
     for layer in encoder.blocks:
-        watch(layer, "forward", "window blocks", spent)
+        watch(layer, "_in_parts", "window blocks", spent)
     for layer in encoder.mamba_blocks:
-        watch(layer, "forward", "cycle-scan blocks", spent)
+        watch(layer, "over", "cycle-scan blocks", spent)
         watch(layer, "_scan", "- the scan", spent)
-    for layer in encoder.lateral_convs:
-        watch(layer, "forward", "laterals", spent)
-    watch(encoder.out_conv, "forward", "neck", spent)
+    watch(encoder, "_join", "laterals and neck", spent)
 
 
 @torch.no_grad()

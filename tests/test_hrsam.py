@@ -107,9 +107,7 @@ def test_any_shape(size):
 def test_rectangle_has_the_positions_of_its_square():
     """A wide picture's table is the top of the square's, not a squeezed one."""
     encoder = HRSAMEncoder(replace(SMALL, table=14)).eval()
-    zeros = torch.zeros(1, 20, 20, 48)
-    square = encoder._add_positions(zeros)
-    wide = encoder._add_positions(zeros[:, :7])
+    square, wide = (encoder._positions(grid_hw) for grid_hw in ((20, 20), (7, 20)))
     assert torch.equal(wide, square[:, :7])
 
 

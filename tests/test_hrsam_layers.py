@@ -101,3 +101,37 @@ def test_norms_in_float32(encoder):
                 layer.float()
         found = encoder(pixels).float()
     assert (found - half).abs().max() < 0.05 * half.abs().max()
+
+
+@pytest.mark.parametrize("name", ["lateral_convs.0", "out_conv", "patch_embed"])
+def test_other_layers_around_the_blocks_are_called(encoder, name):
+    """Some that are no sequence, and see the whole picture once."""
+    pixels = torch.randn(1, 3, 256, 256)
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            seen.append(x.shape)
+            return self.layer(x)
+
+    with torch.no_grad():
+        wanted = encoder(pixels)
+        put(encoder, name, Watched(encoder.get_submodule(name)))
+        found = encoder(pixels)
+    assert len(seen) == 1
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_what_hooks_keep_stays_as_it_was(encoder):
+    """Tokens are replaced as they go through the encoder only where nobody sees them."""
+    kept = []
+    for layer in (*encoder.blocks, *encoder.mamba_blocks):
+        layer.register_forward_hook(lambda _layer, _in, out: kept.append((out, out.clone())))
+    with torch.no_grad():
+        encoder(torch.randn(1, 3, 256, 256))
+    assert len(kept) >= 2
+    assert all(torch.equal(now, then) for now, then in kept)

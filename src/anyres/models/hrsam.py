@@ -16,18 +16,24 @@ Parameter names are those of the official state dicts.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
-from anyres.models.hrsam_blocks import Block, CycleScan
-from anyres.models.layers import FitCache, PatchEmbed, check_pixels, resize_table
+from anyres.models.hrsam_blocks import Block, CycleScan, as_built, group_size
+from anyres.models.layers import ChannelsLast, FitCache, PatchEmbed, check_pixels, resize_table
 from anyres.models.stem import ConvStem
+from anyres.ops import block
+from anyres.ops.precision import wide
 from anyres.ops.rope import frequencies, window_table
+from anyres.ops.threads import alone, runs_in_parts, share
 from anyres.ops.windows import WindowPlan, window_plan
+
+T = TypeVar("T")
 
 
 class _Frequencies(nn.Module):
@@ -65,7 +71,8 @@ class HRSAMEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         outs = config.out_blocks
         scans = [
-            nn.ModuleList(_scan(config) for _ in outs) for _ in range(2 if config.anchor else 1)
+            nn.ModuleList(CycleScan(dim, config.state, config.cycles) for _ in outs)
+            for _ in range(2 if config.anchor else 1)
         ]
         if config.anchor:
             self.ss_mamba_blocks, self.ms_mamba_blocks = scans
@@ -80,7 +87,7 @@ class HRSAMEncoder(nn.Module):
         neck = config.neck
         self.out_conv = nn.Sequential(
             nn.Conv2d(neck, neck, 3, padding=1, groups=neck, bias=False),
-            _ChannelsLast(),
+            ChannelsLast(),
             nn.LayerNorm(neck),
         )
 
@@ -101,33 +108,54 @@ class HRSAMEncoder(nn.Module):
     def forward_features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
         check_pixels(x, self.config.patch)
-        *scales, details = self._embed(x)
-        if self.config.anchor:
-            scales.append(self._embed(self._shrink(x))[0])
+        in_parts = runs_in_parts(x) and as_built(self._cut_layers(), x.dtype)
+        anchors = [self._shrink(x)] if self.config.anchor else []
+        tokens, details = self._embed(x, in_parts)
+        scales = [tokens, *(self._embed(anchor, in_parts)[0] for anchor in anchors)]
         plans = [self._plans(scale, is_anchor=i > 0) for i, scale in enumerate(scales)]
-        rope = window_table(self.rope.freqs, self.config.window)
-        outs = {block: i for i, block in enumerate(self.config.out_blocks)}
-        laterals: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
+        rope = _aside(in_parts, lambda: window_table(self.rope.freqs, self.config.window))
+        outs = {number: i for i, number in enumerate(self.config.out_blocks)}
+        kept: list[list[Tensor]] = []
+        # Whether what is made may take the place of what it is made from: of 4096 pixels square,
+        # fresh memory took a tenth of the whole time. A stem's tokens may be kept by a hook.
+        over = in_parts and self.config.stem is None
+        for i, layer in enumerate(self.blocks):
             if i in outs:
                 scans = self.ss_mamba_blocks if self.config.anchor else self.mamba_blocks
-                scales = [_over(scans[outs[i]], [scale])[0] for scale in scales]
+                scales = [_scan(scans[outs[i]], [scale], over)[0] for scale in scales]
+                over = in_parts
+            run = cast(Block, layer).in_place if over else layer
             scales = [
-                block(scale, plan[i % 2], rope) for scale, plan in zip(scales, plans, strict=True)
+                run(scale, plan[i % 2], rope) for scale, plan in zip(scales, plans, strict=True)
             ]
+            over = in_parts
             if i in outs:
                 if self.config.anchor:
-                    scales = _over(self.ms_mamba_blocks[outs[i]], scales)
-                laterals.append(self.lateral_convs[outs[i]](self._fuse(scales, outs[i])))
-        summed = torch.stack(laterals).sum(0)
-        embedding = self.out_conv(summed.permute(0, 3, 1, 2)).permute(0, 3, 1, 2)
-        return embedding, details
+                    scales = _scan(self.ms_mamba_blocks[outs[i]], scales, over)
+                kept.append(scales)
+                over = False
+        return self._join(kept, in_parts), details
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _cut_layers(self) -> Iterator[nn.Module]:
+        """All that see the picture in parts: not a stem's, and not what is no layer."""
+        for child in self.children():
+            if not isinstance(child, ConvStem | _Frequencies):
+                yield from child.modules()
+
+    def _embed(self, x: Tensor, in_parts: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens with positions (B, h, w, C), and the stem's maps."""
-        embedded = self.patch_embed(x)
-        tokens, details = embedded if self.config.stem is not None else (embedded, ())
-        return self._add_positions(tokens), details
+        patch = self.config.patch
+        grid_hw = (x.shape[2] // patch, x.shape[3] // patch)
+        positions = _aside(in_parts, lambda: self._positions(grid_hw))
+        if self.config.stem is not None:
+            tokens, details = self.patch_embed(x)
+            return tokens if positions is None else tokens + positions, details
+
+        def embed(rows: slice) -> Tensor:
+            some: Tensor = self.patch_embed(x[:, :, rows.start * patch : rows.stop * patch])
+            return some if positions is None else some + positions[:, rows]
+
+        return _in_bands(embed, x, (len(x), *grid_hw, self.config.dim), in_parts), ()
 
     def _shrink(self, x: Tensor) -> Tensor:
         """The picture as a square of the anchor's side, whatever its proportions."""
@@ -147,23 +175,68 @@ class HRSAMEncoder(nn.Module):
         shifts = (False, self.config.shift_anchor or not is_anchor)
         return [window_plan(grid_hw, self.config.window, shifted=shifted) for shifted in shifts]
 
-    def _fuse(self, scales: list[Tensor], number: int) -> Tensor:
-        """Both scales' channels side by side at the picture's grid; the picture's alone without."""
-        if not self.config.anchor:
-            return scales[0]
-        tokens, small = scales
-        grown = F.interpolate(
-            small.permute(0, 3, 1, 2), tokens.shape[1:3], mode="bilinear", align_corners=False
-        )
-        norm = self.multi_scale_fusion[number]
-        return torch.cat([norm(tokens), norm(grown.permute(0, 2, 3, 1))], dim=-1)
+    def _join(self, kept: list[list[Tensor]], in_parts: bool) -> Tensor:
+        """The embedding, of what came out of the out blocks."""
+        tokens = kept[0][0]
+        shape = (*tokens.shape[:3], self.config.neck)
 
-    def _add_positions(self, tokens_BhwC: Tensor) -> Tensor:
+        def widen(small_BssC: Tensor) -> Tensor:
+            size = (small_BssC.shape[1], shape[2])
+            small = wide(small_BssC).permute(0, 3, 1, 2)
+            grown = F.interpolate(small, size, mode="bilinear", align_corners=False)
+            return grown.permute(0, 2, 3, 1)
+
+        kept = _aside(in_parts, lambda: [[one, *map(widen, small)] for one, *small in kept])
+
+        compiled = in_parts and block.scan_runs_compiled(tokens.new_empty(0, shape[3]))
+
+        def project(rows: slice) -> Tensor:
+            fused = [self._fuse(scales, i, rows) for i, scales in enumerate(kept)]
+            if not compiled:
+                pairs = zip(self.lateral_convs, fused, strict=True)
+                return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
+            from anyres.ops import block_cpu, cycle_cpu
+
+            products, norms = zip(*cast(Iterable[nn.Sequential], self.lateral_convs), strict=True)
+            made = [product(x) for product, x in zip(products, fused, strict=True)]
+            of_norms = [block_cpu.Norm.of(norm) for norm in norms]
+            return cycle_cpu.sum_of_norms(torch.stack(made), of_norms)
+
+        summed = _in_bands(project, tokens, shape, in_parts)
+
+        def smooth(rows: slice) -> Tensor:
+            start, stop = max(0, rows.start - 1), min(rows.stop + 1, shape[1])
+            some = self.out_conv(summed[:, start:stop].permute(0, 3, 1, 2))
+            inner: Tensor = some[:, rows.start - start : rows.stop - start]
+            return inner
+
+        return _in_bands(smooth, tokens, shape, in_parts).permute(0, 3, 1, 2)
+
+    def _fuse(self, scales: list[Tensor], number: int, rows: slice) -> Tensor:
+        """Both scales' channels side by side at some rows of the picture's grid.
+
+        The anchor (B, s, w, C) is as wide as that already. Without one, the picture's alone.
+        """
+        tokens, *anchors = scales
+        if not anchors:
+            return tokens[:, rows]
+        (small,) = anchors
+        side, device = small.shape[1], small.device
+        at = torch.arange(rows.start, rows.stop, device=device, dtype=small.dtype) + 0.5
+        at = (at * (side / tokens.shape[1]) - 0.5).clamp_(0, side - 1)
+        above = at.long()
+        below = (above + 1).clamp_(max=side - 1)
+        share_of_below = (at - above)[:, None, None]
+        grown = torch.lerp(small[:, above], small[:, below], share_of_below).to(tokens.dtype)
+        norm = self.multi_scale_fusion[number]
+        return torch.cat([norm(tokens[:, rows]), norm(grown)], dim=-1)
+
+    def _positions(self, grid_hw: tuple[int, int]) -> Tensor | None:
+        """Absolute positions of a grid's tokens (1, h, w, C), if there are any."""
         if self.pos_embed is None:
-            return tokens_BhwC
+            return None
         side = self.config.table
         table = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        grid_hw = (tokens_BhwC.shape[1], tokens_BhwC.shape[2])
         stretch = self.config.positions == "stretch"
 
         def fit(table_1CHW: Tensor) -> Tensor:
@@ -171,18 +244,30 @@ class HRSAMEncoder(nn.Module):
             return fitted.permute(0, 2, 3, 1).contiguous()
 
         cache = self._fits[max(grid_hw) * self.config.patch == self.config.anchor]
-        return tokens_BhwC + cache(table, grid_hw, fit)
+        return cache(table, grid_hw, fit)
 
 
-def _scan(config: HRSAMConfig) -> CycleScan:
-    return CycleScan(config.dim, config.state, config.cycles)
+def _aside(in_parts: bool, work: Callable[[], T]) -> T:
+    """What a call returns; it does not wake torch's own threads if ours share a picture."""
+    return alone(work) if in_parts else work()
 
 
-def _over(scan: nn.Module, scales: list[Tensor]) -> list[Tensor]:
+def _in_bands(
+    work: Callable[[slice], Tensor], like: Tensor, shape: tuple[int, ...], in_parts: bool
+) -> Tensor:
+    """A map (B, h, ..) of what ``work`` makes of some rows; of all at once if not in parts."""
+    if not in_parts:
+        return work(slice(0, shape[1]))
+    made = like.new_empty(shape)
+
+    def put(rows: slice) -> None:
+        made[:, rows] = work(rows)
+
+    count = max(1, group_size(made) // shape[2])
+    share(put, [slice(i, min(i + count, shape[1])) for i in range(0, shape[1], count)])
+    return made
+
+
+def _scan(scan: nn.Module, scales: list[Tensor], over: bool) -> list[Tensor]:
     """Scan the tokens of all scales as one sequence, each in raster order."""
-    return cast(CycleScan, scan).over(scales)
-
-
-class _ChannelsLast(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1)
+    return cast(CycleScan, scan).over(scales, over)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
+from anyres.models.layers import ChannelsLast, PatchEmbed
 from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.rope import split_pairs, turn_table
@@ -32,8 +33,8 @@ from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
 LEAST, MOST = 256, 2048
 
 
-def _group_size(x_BhwC: Tensor) -> int:
-    """Tokens of each picture in a group."""
+def group_size(x_BhwC: Tensor) -> int:
+    """Tokens of each picture that go through layers at a time."""
     tokens = x_BhwC.shape[:3].numel()
     return min(max(tokens // 4, LEAST), MOST) // len(x_BhwC)
 
@@ -45,7 +46,7 @@ class _Projection:
         heads, padding = attention.heads, attention.padding
         self._sizes = (3, heads, -1)
         self._other: nn.Module | None = None
-        if _as_built([attention.qkv], padding.dtype):
+        if as_built([attention.qkv], padding.dtype):
             linear = attention.qkv
             self._weight, self._bias = (_ready(x, heads) for x in (linear.weight, linear.bias))
         else:
@@ -130,15 +131,30 @@ class Block(nn.Module):
 
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Shape kept."""
-        if runs_in_parts(x_BhwC) and _as_built(self.modules(), x_BhwC.dtype):
-            if block.runs_compiled(x_BhwC, self.attn.heads, plan.window, self.mlp.fc1.out_features):
-                return self._compiled(x_BhwC, plan, rope)
-            return self._in_groups(x_BhwC, plan, rope)
+        if runs_in_parts(x_BhwC) and as_built(list(self.modules())[1:], x_BhwC.dtype):
+            out_BhwC = torch.empty_like(x_BhwC, memory_format=torch.contiguous_format)
+            return self._in_parts(x_BhwC.contiguous(), plan, rope, out_BhwC)
         x = x_BhwC + self.attn(self.norm1(x_BhwC), plan, rope)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
-    def _compiled(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def in_place(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """The same, for layers as built that run in parts; overwrites the tokens."""
+        x_BhwC = x_BhwC.contiguous()
+        return self._in_parts(x_BhwC, plan, rope, x_BhwC)
+
+    def _in_parts(
+        self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor], out_BhwC: Tensor
+    ) -> Tensor:
+        if block.runs_compiled(x_BhwC, self.attn.heads, plan.window, self.mlp.fc1.out_features):
+            self._compiled(x_BhwC, plan, rope, out_BhwC)
+        else:
+            self._in_groups(x_BhwC, plan, rope, out_BhwC)
+        return out_BhwC
+
+    def _compiled(
+        self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor], out_BhwC: Tensor
+    ) -> None:
         from anyres.ops import block_amx, block_cpu
 
         numbers = block_cpu.numbers
@@ -146,10 +162,7 @@ class Block(nn.Module):
             block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
             for linear in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2)
         )
-        first, second = (
-            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
-            for norm in (self.norm1, self.norm2)
-        )
+        first, second = map(block_cpu.Norm.of, (self.norm1, self.norm2))
         cos, sin = (numbers(table.float().contiguous()) for table in rope)
         parameters = block_cpu.Parameters(
             self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
@@ -157,19 +170,19 @@ class Block(nn.Module):
         hidden = self.mlp.fc1.out_features
         in_tiles = block.runs_in_tiles(x_BhwC, plan.window, hidden)
         run = block_amx.run_block if in_tiles else block_cpu.run_block
-        return run(x_BhwC, plan, _group_size(x_BhwC), parameters)
+        run(x_BhwC, plan, group_size(x_BhwC), parameters, out_BhwC)
 
-    def _in_groups(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def _in_groups(
+        self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor], out_BhwC: Tensor
+    ) -> None:
         project = _Projection(self.attn, rope)
-        out_BhwC = torch.empty_like(x_BhwC, memory_format=torch.contiguous_format)
 
         def run(group: Group) -> None:
             tokens = x_BhwC[group.place]
             x = self.attn.attend_group(self.norm1(tokens), group, project).add_(tokens)
             torch.add(x, self.mlp(self.norm2(x)), out=out_BhwC[group.place])
 
-        share(run, plan.groups(_group_size(x_BhwC)))
-        return out_BhwC
+        share(run, plan.groups(group_size(x_BhwC)))
 
 
 class CycleScan(nn.Module):
@@ -200,16 +213,19 @@ class CycleScan(nn.Module):
         out: Tensor = x_BLC + self.out_proj(gate * y)
         return out
 
-    def over(self, maps: list[Tensor]) -> list[Tensor]:
-        """Scan the tokens of all maps (B, h, w, C) as one sequence; shapes kept."""
+    def over(self, maps: list[Tensor], in_place: bool = False) -> list[Tensor]:
+        """Scan the tokens of all maps (B, h, w, C) as one sequence; shapes kept.
+
+        ``in_place`` allows to overwrite them.
+        """
         if self._runs_compiled(maps[0]):
-            return self._compiled(maps)
+            return self._compiled(maps, in_place)
         sequence = torch.cat([x.flatten(1, 2) for x in maps], dim=1)
         parts = self(sequence).split([x.shape[1] * x.shape[2] for x in maps], dim=1)
         return [part.unflatten(1, x.shape[1:3]) for part, x in zip(parts, maps, strict=True)]
 
     def _runs_compiled(self, x: Tensor) -> bool:
-        in_parts = runs_in_parts(x) and _as_built(self.modules(), x.dtype)
+        in_parts = runs_in_parts(x) and as_built(list(self.modules())[1:], x.dtype)
         return in_parts and block.scan_runs_compiled(x)
 
     def _scan(self, u: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
@@ -221,7 +237,7 @@ class CycleScan(nn.Module):
     def _rates(self) -> Tensor:
         return -torch.exp(wide(self.As_log))
 
-    def _compiled(self, maps: list[Tensor]) -> list[Tensor]:
+    def _compiled(self, maps: list[Tensor], in_place: bool = False) -> list[Tensor]:
         from anyres.ops import block_cpu, cycle_cpu
 
         numbers = block_cpu.numbers
@@ -230,30 +246,31 @@ class CycleScan(nn.Module):
             block_cpu.Linear(linear.weight.t(), numbers(linear.bias.float()))
             for linear in (wide_proj, self.out_proj)
         )
-        first, second = (
-            block_cpu.Norm(numbers(norm.weight.float()), numbers(norm.bias.float()), norm.eps)
-            for norm in (self.in_norm, self.out_norm)
-        )
+        first, second = map(block_cpu.Norm.of, (self.in_norm, self.out_norm))
         ssm = self.ssm_proj
         parameters = cycle_cpu.Parameters(first, into, ssm.weight.t(), ssm.bias, second, out)
-        return cycle_cpu.run(maps, parameters, lambda u, weights: self._scan(u, weights, u))
+        maps = [x.contiguous() for x in maps]
+        outs = maps if in_place else [torch.empty_like(x) for x in maps]
+        cycle_cpu.run(maps, parameters, lambda u, weights: self._scan(u, weights, u), outs)
+        return outs
 
 
-# What blocks are built of.
-_BUILT_OF = (nn.Linear, nn.LayerNorm, nn.Sequential, nn.SiLU, WindowAttention, _MLP)
+# What encoders are built of.
+_BUILT_OF = (
+    *(nn.Linear, nn.LayerNorm, nn.Sequential, nn.SiLU, nn.Conv2d, nn.ModuleList),
+    *(PatchEmbed, ChannelsLast, WindowAttention, _MLP, Block, CycleScan),
+)
 
 
-def _as_built(layers: Iterable[nn.Module], dtype: torch.dtype) -> bool:
+def as_built(layers: Iterable[nn.Module], dtype: torch.dtype) -> bool:
     """Whether layers do what their parameters say: no others in their places, and no hooks.
 
-    Products must be in this precision, too. Blocks themselves may be among the layers.
+    Products must be in this precision, too.
     """
     for layer in layers:
-        if isinstance(layer, Block | CycleScan):
-            continue
         if type(layer) not in _BUILT_OF or layer._forward_hooks or layer._forward_pre_hooks:
             return False
-        if isinstance(layer, nn.LayerNorm):
+        if isinstance(layer, nn.LayerNorm | CycleScan):
             continue
         if any(x.dtype != dtype for x in layer._parameters.values() if x is not None):
             return False

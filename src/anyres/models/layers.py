@@ -40,6 +40,14 @@ class SiLU(nn.Module):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+class ChannelsLast(nn.Module):
+    """(B, C, H, W) as (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A view."""
+        return x.permute(0, 2, 3, 1)
+
+
 def neck(inputs: int, outputs: int) -> nn.Sequential:
     """From an encoder's map (B, inputs, h, w) to SAM's embedding (B, outputs, h, w)."""
     return nn.Sequential(

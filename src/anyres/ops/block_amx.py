@@ -24,11 +24,13 @@ from anyres.ops.windows import WindowPlan
 
 
 def run_block(
-    x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: block_cpu.Parameters
-) -> Tensor:
+    x_BhwC: Tensor,
+    plan: WindowPlan,
+    most: int,
+    parameters: block_cpu.Parameters,
+    out_BhwC: Tensor,
+) -> None:
     """As ``block_cpu.run_block``, in bfloat16."""
-    x_BhwC = x_BhwC.contiguous()
-    out_BhwC = torch.empty_like(x_BhwC)
     tokens, out = numbers(x_BhwC), numbers(out_BhwC)
     hidden, width = parameters.fc2.weight.shape
     sizes = Sizes(width, hidden, parameters.heads, plan.window**2)
@@ -38,7 +40,6 @@ def run_block(
         block_tiles.run(tokens, layout, of, _thread.memory(layout, sizes), sizes, PALETTE, out)
 
     share(run, _columns(plan, len(x_BhwC), most))
-    return out_BhwC
 
 
 def _ready(parameters: block_cpu.Parameters) -> Parameters:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyres.ops import block_numba as kernels
 from anyres.ops.threads import share
@@ -42,6 +42,11 @@ class Norm(NamedTuple):
     gain: Any
     shift: Any
     eps: float
+
+    @classmethod
+    def of(cls, layer: nn.LayerNorm) -> "Norm":
+        """A layer's."""
+        return cls(numbers(layer.weight.float()), numbers(layer.bias.float()), layer.eps)
 
 
 class Parameters(NamedTuple):
@@ -172,22 +177,22 @@ def numbers(x: Tensor) -> Any:
     return (flat.view(torch.uint16) if x.dtype == torch.bfloat16 else flat).numpy()
 
 
-def run_block(x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameters) -> Tensor:
-    """The whole block; shape kept.
+def run_block(
+    x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameters, out_BhwC: Tensor
+) -> None:
+    """The whole block.
 
     Args:
-        x_BhwC: float32 or bfloat16, like the parameters.
+        x_BhwC: float32 or bfloat16, like the parameters; contiguous.
         plan: of the windows.
         most: tokens of a picture in a group, if more than a window's.
         parameters: the block's.
+        out_BhwC: for the answer; the tokens themselves are allowed.
     """
-    x_BhwC = x_BhwC.contiguous()
-    out_BhwC = torch.empty_like(x_BhwC)
     tokens, out = numbers(x_BhwC), numbers(out_BhwC)
     kind = x_BhwC.dtype
     groups = layouts(plan, len(x_BhwC), most)
     share(lambda layout: _run_group(layout, parameters, kind, tokens, out), groups)
-    return out_BhwC
 
 
 @lru_cache(maxsize=8)

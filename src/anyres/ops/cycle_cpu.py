@@ -15,6 +15,7 @@ from math import prod
 from threading import local
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,22 +75,24 @@ _thread = _Thread()
 
 
 def run(
-    pieces: Sequence[Tensor], parameters: Parameters, scan: Callable[[Tensor, Tensor], Tensor]
-) -> list[Tensor]:
-    """The whole block; shapes kept.
+    pieces: Sequence[Tensor],
+    parameters: Parameters,
+    scan: Callable[[Tensor, Tensor], Tensor],
+    outputs: Sequence[Tensor],
+) -> None:
+    """The whole block.
 
     Args:
-        pieces: (B, .., C) each, of float32 or bfloat16 like the parameters; their tokens, one piece
-            after the other, are the sequence.
+        pieces: (B, .., C) each, contiguous, of float32 or bfloat16 like the parameters; their
+            tokens, one piece after the other, are the sequence.
         parameters: the block's.
         scan: called with the input (B, L, C) and with steps and weights (B, L, C + 2 N). It
             replaces the former by its answer.
+        outputs: for the answers; the pieces themselves are allowed.
     """
-    pieces = [piece.contiguous() for piece in pieces]
     batch, channels, kind = len(pieces[0]), pieces[0].shape[-1], pieces[0].dtype
     lengths = [piece[0].numel() // channels for piece in pieces]
     parts, rows = _parts(batch, lengths, channels), batch * sum(lengths)
-    outputs = [torch.empty_like(piece) for piece in pieces]
     sources, targets = ([numbers(x) for x in tensors] for tensors in (pieces, outputs))
     columns = len(parameters.ssm_bias)
     # In one buffer: what is kept is one size. Whole tiles are read, beyond the last row too.
@@ -119,7 +122,6 @@ def run(
     share(before, parts)
     scan(u.view(batch, -1, channels), weights.view(batch, -1, columns))
     share(after, parts)
-    return outputs
 
 
 class _Products:
@@ -198,3 +200,15 @@ def _parts(batch: int, lengths: list[int], channels: int) -> list[_Part]:
                 parts.append(_Part(piece, sample * length + start, place + start, count))
             place += length
     return parts
+
+
+def sum_of_norms(products: Tensor, norms: Sequence[Norm]) -> Tensor:
+    """Sum layer norms, computed in float32: of products (P, .., C), P norms, to (.., C)."""
+    products = products.contiguous()
+    made = torch.empty_like(products[0])
+    width = made.shape[-1]
+    gains, shifts = (np.concatenate([norm[i] for norm in norms]) for i in (0, 1))
+    eps = np.array([norm.eps for norm in norms], np.float32)
+    rows = made.numel() // width
+    kernels.sum_norms(numbers(products), len(norms), rows, gains, shifts, eps, width, numbers(made))
+    return made

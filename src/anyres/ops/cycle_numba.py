@@ -1,4 +1,4 @@
-"""What the cycle-scan block does between its products and its scan, compiled: one pass each.
+"""What HRSAM does around its scans and after its lateral products, compiled: one pass each.
 
 Rows of ``width`` channels, a multiple of 16, float32 or bfloat16 (as uint16), one after the other
 from an index on; whatever is computed is so in float32, and parameters are. Nothing checks this.
@@ -97,3 +97,23 @@ def add(x: Any, first: int, y: Any, rows: int, bias: Floats, width: int, out: An
         for i in range(0, width, LANES):
             added = load(y, row + i) + load(bias, i)
             store(out, first + row + i, load(x, first + row + i) + added)
+
+
+@_compiled
+def sum_norms(
+    x: Any, count: int, rows: int, gains: Floats, shifts: Floats, eps: Floats, width: int, out: Any
+) -> None:
+    """The sum of ``count`` layer norms, each of as many rows, the one's after the other's.
+
+    Gains and shifts lie in the same order.
+    """
+    sums = np.empty(width, np.float32)
+    for row in range(0, rows * width, width):
+        for part in range(count):
+            at, of = part * rows * width + row, part * width
+            mean, scale = _moments(x, at, width, eps[part])
+            for i in range(0, width, LANES):
+                off = (load(x, at + i) - mean) * scale * load(gains, of + i) + load(shifts, of + i)
+                store(sums, i, load(sums, i) + off if part else off)
+        for i in range(0, width, LANES):
+            store(out, row + i, load(sums, i))

@@ -136,17 +136,18 @@ def _hrsam_in_parts(config: HRSAMConfig, grid_hw: tuple[int, int]) -> float:
     kept = tokens * dim if config.table else 0
     half, quarter, eighth = config.stem or (0, 0, 0)
     kept += tokens * (16 * quarter + 4 * eighth)
-    laterals = tokens * len(config.out_blocks) * neck
-    steps = [
-        sequence + 2 * both * dim + laterals,  # scan: and tokens before and after
-        sequence + both * dim + 2 * laterals + 2 * tokens * neck,  # all laterals put together
-        tokens * 64 * half + 3 * tokens * config.patch**2,  # stem: and the picture's channels last
-    ]
-    if config.anchor:
-        # Norms of the picture's tokens and the anchor's, those brought to its grid, and all joined.
-        steps.append(sequence + both * dim + 5 * tokens * dim + laterals)
     group = min(max(tokens // 4, LEAST), MOST)
     working = min(torch.get_num_threads(), -(-tokens // group))
+    outs, side = len(config.out_blocks), config.anchor // config.patch
+    # What out blocks made, and some rows' lateral products, twice; the sum, and the embedding.
+    joined = outs * (both * dim + 2 * working * group * neck) + 2 * tokens * neck
+    if config.anchor:
+        # The anchors as wide as the picture, float32; some rows of both scales, side by side.
+        joined += outs * dim * (2 * side * grid_hw[1] + 2 * working * group)
+    steps = [
+        sequence + joined,
+        tokens * 64 * half + 3 * tokens * config.patch**2,  # stem: and the picture's channels last
+    ]
     # Tokens, their sums and norms; queries, keys and values, or an MLP's inside. And its weights,
     # as libraries put them in order to multiply.
     buffers = dim * (group * (3 + max(3, config.mlp_ratio)) + 2 * dim * config.mlp_ratio)
