@@ -147,7 +147,7 @@ def test_scan_in_parts_is_the_scan(
     dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
-    monkeypatch.setattr("anyres.ops.cycle_cpu.PART", 16)
+    monkeypatch.setattr("anyres.ops.cycle_cpu.MOST", 16)
     torch.manual_seed(0)
     scan = CycleScan(dim, 4, 3)
     for parameter in scan.parameters():

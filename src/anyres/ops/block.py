@@ -111,3 +111,15 @@ def runs_in_lanes(kind: torch.dtype, channels: Iterable[int], kernel: int = 3) -
             "unset ANYRES_BLOCK"
         )
     return fits and kernels.has_numba()
+
+
+def scan_runs_in_tiles(x: Tensor, states: int) -> bool:
+    """Whether what ``scan_runs_compiled`` runs is multiplied by the processor's tiles (AMX).
+
+    Channels and all weights of a token must be multiples of 32 then.
+    """
+    if x.dtype != torch.bfloat16 or x.shape[-1] % (2 * _LANES) or states % _LANES:
+        return False
+    from anyres.ops import simd_tiles
+
+    return simd_tiles.has_tiles()

@@ -51,7 +51,7 @@ def panel(hidden: int) -> int:
 
 
 @_compiled
-def _product(
+def product(
     left: Any,
     at: int,
     row: int,
@@ -153,7 +153,7 @@ def _add(
     for o in range(0, width, SIDE):
         for t in range(begin, end, SIDE):
             first = (t - offset) * inner
-            _product(
+            product(
                 weight,
                 o * inner,
                 inner,
@@ -184,7 +184,7 @@ def _widen(
     for o in range(0, hidden, SIDE):
         for t in range(begin, end, SIDE):
             first = t * width
-            _product(
+            product(
                 weight,
                 o * width,
                 width,
@@ -218,7 +218,7 @@ def _project(
         head, inside = channel // depth, channel % depth
         for t in range(begin, end, SIDE):
             first = t * width
-            _product(
+            product(
                 weight,
                 o * width,
                 width,
@@ -290,7 +290,7 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
         first = t * width + head * depth * LANES
         second = first + LANES * width
         for key in range(0, keys, SIDE):
-            _product(
+            product(
                 memory.k,
                 of_keys + key * SIDE,
                 SIDE,
@@ -316,7 +316,7 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
                 store_pairs(powers, (half * keys) + key * LANES, x, y)
             store(memory.scales, half, inverse(passed + others))
         for i in range(0, depth, SIDE):
-            _product(
+            product(
                 memory.v,
                 of_keys + i * SIDE,
                 SIDE,

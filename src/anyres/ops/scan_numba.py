@@ -25,6 +25,7 @@ from anyres.ops.scan_numba_steps import (
     Y,
     brief_softplus,
     load4,
+    store4,
     through,
     through_briefly,
 )
@@ -40,12 +41,11 @@ from anyres.ops.simd import (
     number,
     softplus,
     splat,
-    spread,
     store,
 )
 from anyres.ops.simd_rows import put_number
 
-FAINT = np.float32(2.0**-24)  # beside an answer in bfloat16, what has decayed to this is nothing
+FAINT = np.float32(2.0**-16)  # beside an answer in bfloat16, what has decayed to this is nothing
 
 
 class Task(NamedTuple):
@@ -282,38 +282,50 @@ def _weigh_starts(task: Task, sources: Sources, work: Floats, passed: Any) -> No
 
 
 @_compiled
-def _is_left(power: Any, sources: Sources) -> bool:
-    """Whether a decay leaves something of a state, in any lane."""
-    left: bool = nonzero(power)
-    if is_brief(sources):
-        left = nonzero(larger(power - splat(FAINT), splat(ZERO)))
-    return left
+def _begin(task: Task, n: int, sources: Sources, work: Floats, passed: Any) -> bool:
+    """Put what is left of states n to n + 3, after steps that sum to ``passed``, in their place.
+
+    Not if that is nothing: it returns whether it is something.
+    """
+    least = splat(FAINT if is_brief(sources) else ZERO)
+    at, rates = STATES + n * LANES, load4(sources.rates, (task.block * task.states + n) * LANES)
+    left0, left1 = decay(passed, rates[0]), decay(passed, rates[1])
+    left2, left3 = decay(passed, rates[2]), decay(passed, rates[3])
+    most = larger(larger(left0, left1), larger(left2, left3))
+    if not nonzero(larger(most - least, splat(ZERO))):
+        return False
+    start = load4(work, at)
+    # Not handed on from chunk to chunk: it would end in subnormal numbers.
+    store4(work, at, (start[0] * left0, start[1] * left1, start[2] * left2, start[3] * left3))
+    return True
 
 
 @_compiled
 def _add_starts(task: Task, sources: Sources, strides: Strides, y: Numbers, work: Floats) -> None:
-    """Add C_t q_t to the outputs, as far along the sequence as it has not died out."""
-    before = splat(ZERO)
-    width = _width(task)
+    """Add C_t q_t to the outputs, as far along the sequence as it has not died out.
+
+    It is what a scan of zeros answers that begins with w.
+    """
+    passed = splat(ZERO)
     for k in range(task.chunks):
         _fetch_steps(task, k, sources, strides, work)
         _fetch_weights(task, k, sources.c, strides.c, work, 1)
         fetch(task, k, y, task.channels, work, Y, ROW)
-        after = to_sums(task, k, work, DELTA, ROW, before)
+        rows = min(CHUNK, task.length - k * CHUNK)
+        here = most = splat(ZERO)
+        for row in range(0, rows * ROW, ROW):
+            delta = load(work, row + DELTA)
+            here = here + delta
+            most = larger(delta, most)
+            store(work, row + X, splat(ZERO))
         lasts = False
-        for n in range(task.states):
-            rate = load(sources.rates, (task.block * task.states + n) * LANES)
-            if not _is_left(decay(before, rate), sources):
-                continue
-            lasts = True
-            start = load(work, STATES + n * LANES)
-            c = STATES + task.states * LANES + width + n
-            for t in range(min(CHUNK, task.length - k * CHUNK)):
-                row = t * ROW
-                left = decay(load(work, row + DELTA), rate)
-                seen = start * spread(work, c + t * 2 * width)
-                store(work, row + Y, left * seen + load(work, row + Y))
+        for n in range(0, task.states, STEP):
+            start = load4(work, STATES + n * LANES)
+            if _begin(task, n, sources, work, passed):
+                lasts = True
+                _scan_chunk(task, rows, n, sources, work, most)
+                store4(work, STATES + n * LANES, start)
         if not lasts:
             return
         put(task, k, work, Y, ROW, y)
-        before = after
+        passed = passed + here

@@ -70,7 +70,8 @@ def load4(array: Floats, at: int) -> Any:
 
 
 @_compiled
-def _store4(array: Floats, at: int, values: Any) -> None:
+def store4(array: Floats, at: int, values: Any) -> None:
+    """Put four vectors from an index on."""
     store(array, at, values[0])
     store(array, at + LANES, values[1])
     store(array, at + 2 * LANES, values[2])
@@ -123,7 +124,7 @@ def through(work: Floats, rows: int, at: int, b: int, width: int, rates: Any, mo
             d = load(work, t * ROW + DELTA)
             e = decay(d, r0), decay(d, r1), decay(d, r2), decay(d, r3)
             h = _advance(work, t, b + t * 2 * width, width, e, h)
-    _store4(work, at, h)
+    store4(work, at, h)
 
 
 @_compiled
@@ -182,4 +183,4 @@ def through_briefly(
         for t in range(rows):
             e = _brief_decays(load(work, t * ROW + DELTA), p0, p1, p2, p3)
             h = _advance(work, t, b + t * 2 * width, width, _fourth_powers(_fourth_powers(e)), h)
-    _store4(work, at, h)
+    store4(work, at, h)

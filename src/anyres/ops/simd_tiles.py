@@ -199,7 +199,7 @@ def turn(typing: Any, source: Any, start: Any, step: Any, array: Any, to: Any, a
 
 @intrinsic
 def coarse_power(typing: Any, value: Any) -> Any:
-    """2 ** value for values <= 0, to 8e-5; nothing is less than 2 ** -100, nan stays nan."""
+    """2 ** value, to 8e-5; nothing is less than 2 ** -100, nan stays nan."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         least, mode = _constant(-100.0), ir.Constant(_WORD, 4)
@@ -237,6 +237,17 @@ def inverse(typing: Any, value: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fdiv(_constant(1.0), args[0])
+
+    return _vector(_vector), build
+
+
+@intrinsic
+def coarse_inverse(typing: Any, value: Any) -> Any:
+    """1 / value, to 6.2e-5 of it; nan stays nan."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        others = [_constant(0.0), _ALL_LANES]
+        return _call(builder, "avx512.rcp14.ps.512", _VECTOR, [args[0], *others])
 
     return _vector(_vector), build
 

@@ -1,0 +1,132 @@
+"""The cycle-scan block's products in bfloat16 on a processor with tiles (AMX), compiled.
+
+Tokens lie in rows and are first factors as they are; so what a product yields has channels side by
+side, and goes where it belongs without being turned. Weights are put into pairs for each call:
+kept, they could go stale.
+
+Rows of bfloat16 as uint16, one after the other; widths are multiples of 32. 32 rows are multiplied
+at a time: up to 31 after the last are read, whatever they hold, and none is written. Nothing checks
+this.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from anyres.ops import block_tiles
+from anyres.ops.block_tiles import SIDE, product
+from anyres.ops.simd import LANES, compiled, load, splat, store
+from anyres.ops.simd_tiles import (
+    coarse_inverse,
+    coarse_power,
+    configure,
+    release,
+    turn,
+)
+
+ONE = np.float32(1)
+MINUS_LOG2E = np.float32(-math.log2(math.e))
+
+_compiled = compiled(__file__, str(block_tiles.__file__))
+
+
+@_compiled
+def pair(weight: Any, first: int, stop: int, inner: int, pairs: Any) -> None:
+    """Rows of a weight (outer, inner), multiples of 16, as stripes (outer / 16, inner, 16)."""
+    for o in range(first, stop, LANES):
+        for i in range(0, inner, SIDE):
+            turn(weight, o * inner + i, inner, pairs, o * inner + i * LANES, SIDE)
+
+
+@_compiled
+def _multiply(x: Any, row: int, pairs: Any, o: int, inner: int, sums: Any) -> None:
+    """Rows ``row`` to ``row`` + 31 by outer channels ``o`` to ``o`` + 31: sums (32, 32)."""
+    first, second = o * inner, (o + LANES) * inner
+    product(x, row * inner, inner, SIDE, pairs, first, second, inner // SIDE, sums, 0)
+
+
+@_compiled
+def _silu(x: Any) -> Any:
+    """The product x / (1 + exp(-x)), to 2e-4 of it."""
+    return x * coarse_inverse(splat(ONE) + coarse_power(x * splat(MINUS_LOG2E)))
+
+
+@_compiled
+def activate(
+    x: Any,
+    rows: int,
+    pairs: Any,
+    bias: Any,
+    width: int,
+    palette: Any,
+    sums: Any,
+    u: Any,
+    gate: Any,
+    first: int,
+) -> None:
+    """SiLU of a linear layer's answer to rows; halves to ``u`` and ``gate`` from row ``first``."""
+    configure(palette)
+    for o in range(0, 2 * width, SIDE):
+        out, column = (u, o) if o < width else (gate, o - width)
+        left, right = load(bias, o), load(bias, o + LANES)
+        for row in range(0, rows, SIDE):
+            _multiply(x, row, pairs, o, width, sums)
+            for r in range(min(SIDE, rows - row)):
+                to = (first + row + r) * width + column
+                store(out, to, _silu(load(sums, r * SIDE) + left))
+                store(out, to + LANES, _silu(load(sums, r * SIDE + LANES) + right))
+    release()
+
+
+@_compiled
+def project(
+    x: Any,
+    first: int,
+    rows: int,
+    pairs: Any,
+    bias: Any,
+    inner: int,
+    palette: Any,
+    sums: Any,
+    out: Any,
+) -> None:
+    """A linear layer's answer to rows from ``first`` on, to the same rows of ``out``."""
+    configure(palette)
+    outer = len(bias)
+    for o in range(0, outer, SIDE):
+        left, right = load(bias, o), load(bias, o + LANES)
+        for row in range(first, first + rows, SIDE):
+            _multiply(x, row, pairs, o, inner, sums)
+            for r in range(min(SIDE, first + rows - row)):
+                to = (row + r) * outer + o
+                store(out, to, load(sums, r * SIDE) + left)
+                store(out, to + LANES, load(sums, r * SIDE + LANES) + right)
+    release()
+
+
+@_compiled
+def add(
+    x: Any,
+    rows: int,
+    pairs: Any,
+    bias: Any,
+    width: int,
+    palette: Any,
+    sums: Any,
+    source: Any,
+    first: int,
+    out: Any,
+) -> None:
+    """Rows of ``source`` from ``first`` on, plus a linear layer's answer to those of ``x``."""
+    configure(palette)
+    for o in range(0, width, SIDE):
+        left, right = load(bias, o), load(bias, o + LANES)
+        for row in range(0, rows, SIDE):
+            _multiply(x, row, pairs, o, width, sums)
+            for r in range(min(SIDE, rows - row)):
+                to = (first + row + r) * width + o
+                store(out, to, load(source, to) + (load(sums, r * SIDE) + left))
+                sum_right = load(sums, r * SIDE + LANES) + right
+                store(out, to + LANES, load(source, to + LANES) + sum_right)
+    release()
