@@ -3,13 +3,17 @@
 Shapes: P prompts, T tokens, C channels, (h, w) token grid, M masks.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
 from anyres.models.layers import MLP, DoublingConv2d, LayerNorm2d, MLPBlock, SiLU, each, rows
+from anyres.ops import block
 from anyres.ops.precision import wide
+from anyres.ops.threads import runs_in_parts
 
 # Upscaled pixels at once. On CPUs their float32 channels stay in the cache.
 _PIXELS = {"cpu": 2**15}
@@ -255,6 +259,8 @@ class MaskDecoder(nn.Module):
         """
         prompts, height, width, _ = image_PhwC.shape
         details = tuple(each(map_, prompts) for map_ in details)
+        if runs_in_parts(image_PhwC) and block.decoder_runs_in_tiles(image_PhwC):
+            return self._logits_in_tiles(image_PhwC, hyper_PMc, chosen, details)
         pixels = _PIXELS.get(image_PhwC.device.type, _PIXELS_ELSEWHERE)
         step = height if torch.is_grad_enabled() else max(1, pixels // (16 * prompts * width))
         products, fine = [], []
@@ -275,6 +281,26 @@ class MaskDecoder(nn.Module):
             logits = logits + F.conv2d(x, weight[chosen], bias[chosen])
         return logits
 
+    def _logits_in_tiles(
+        self,
+        image_PhwC: Tensor,
+        hyper_PMc: Tensor,
+        chosen: slice,
+        details: tuple[Tensor, ...],
+    ) -> Tensor:
+        from anyres.ops import upscale_cpu
+
+        first, norm, _, second, _ = self.output_upscaling
+        layers = upscale_cpu.Upscaling(
+            _parameters(first), (*_parameters(norm), cast("LayerNorm2d", norm).eps),
+            _parameters(second),
+        )  # fmt: skip
+        direct = None
+        if self.direct is not None:
+            weight, bias = _parameters(self.direct[2])
+            direct = upscale_cpu.Direct(_parameters(self.direct[0]), (weight[chosen], bias[chosen]))
+        return upscale_cpu.upscale(image_PhwC.contiguous(), layers, details, hyper_PMc, direct)
+
     def _upscale(self, image_PhwC: Tensor, details: list[Tensor]) -> Tensor:
         """(P, C / 8, 4h, 4w), float32 or wider, channels last in memory."""
         up1, norm, act, up2, act2 = self.output_upscaling
@@ -282,3 +308,7 @@ class MaskDecoder(nn.Module):
         x = up2(act(norm(x + details[1] if details else x)))
         upscaled: Tensor = act2(x + details[0] if details else x)
         return upscaled
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    return layer.get_parameter("weight"), layer.get_parameter("bias")

@@ -15,7 +15,6 @@ from anyres.errors import InputError
 from anyres.models.click_maps import ClickMaps, Landmarks
 from anyres.models.config import ModelConfig
 from anyres.models.hrsam import HRSAMEncoder
-from anyres.models.layers import add_each
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
 from anyres.models.tiny_vit import TinyViT
@@ -211,15 +210,16 @@ class Segmenter(nn.Module):
             )
         details = ready.details
         if self.click_maps is not None and ready.landmarks is not None:
-            (d4, d8, d16), tokens = self.click_maps(ready.landmarks, points, boxes, masks, prompts)
-            details = tuple(add_each(d, own) for d, own in zip((d4, d8), details, strict=True))
-            dense = dense + d16
+            own = (*details, embedding)
+            (*details, embedding), tokens = self.click_maps(
+                ready.landmarks, points, boxes, masks, own, prompts
+            )
             if tokens is not None:
                 count = tokens.shape[1]
                 sparse = torch.cat([sparse[:, :count] + tokens, sparse[:, count:]], 1)
         logits: Tensor
         iou: Tensor
         logits, iou = self.mask_decoder(
-            embedding, ready.positions, sparse, dense, multimask, details
+            embedding, ready.positions, sparse, dense, multimask, tuple(details)
         )
         return logits, iou

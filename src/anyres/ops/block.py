@@ -123,3 +123,33 @@ def scan_runs_in_tiles(x: Tensor, states: int) -> bool:
     from anyres.ops import simd_tiles
 
     return simd_tiles.has_tiles()
+
+
+def decoder_runs_in_tiles(image_PhwC: Tensor) -> bool:
+    """Whether a mask decoder's upscaling is one kernel, multiplied by the processor's tiles (AMX).
+
+    It wants multiples of 128 channels. Otherwise torch does it: there is no kernel for float32.
+
+    Args:
+        image_PhwC: image tokens (.., C) that ``threads.runs_in_parts``.
+
+    Raises:
+        InputError: ``ANYRES_BLOCK`` is no implementation.
+        MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
+    """
+    return not image_PhwC.shape[-1] % (8 * _LANES) and _in_tiles(image_PhwC.dtype)
+
+
+def clicks_run_in_tiles(kind: torch.dtype, features: Iterable[int], finest: int) -> bool:
+    """The same for click maps: multiples of 32 channels of features, 16 of the finest answer."""
+    fits = not finest % _LANES and not any(count % (2 * _LANES) for count in features)
+    return fits and _in_tiles(kind)
+
+
+def _in_tiles(kind: torch.dtype) -> bool:
+    forced = kernels.forced("ANYRES_BLOCK")
+    if forced == "torch" or kind != torch.bfloat16 or not kernels.has_numba():
+        return False
+    from anyres.ops import simd_tiles
+
+    return simd_tiles.has_tiles()

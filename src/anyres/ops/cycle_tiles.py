@@ -47,7 +47,7 @@ def _multiply(x: Any, row: int, pairs: Any, o: int, inner: int, sums: Any) -> No
 
 
 @_compiled
-def _silu(x: Any) -> Any:
+def silu(x: Any) -> Any:
     """The product x / (1 + exp(-x)), to 2e-4 of it."""
     return x * coarse_inverse(splat(ONE) + coarse_power(x * splat(MINUS_LOG2E)))
 
@@ -74,8 +74,8 @@ def activate(
             _multiply(x, row, pairs, o, width, sums)
             for r in range(min(SIDE, rows - row)):
                 to = (first + row + r) * width + column
-                store(out, to, _silu(load(sums, r * SIDE) + left))
-                store(out, to + LANES, _silu(load(sums, r * SIDE + LANES) + right))
+                store(out, to, silu(load(sums, r * SIDE) + left))
+                store(out, to + LANES, silu(load(sums, r * SIDE + LANES) + right))
     release()
 
 
