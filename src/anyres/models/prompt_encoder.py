@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
 from anyres.models.layers import LayerNorm2d, StridedConv2d, resize_table
+from anyres.ops import block
+from anyres.ops.threads import runs_in_parts
 
 
 class RandomPositions(nn.Module):
@@ -116,10 +118,31 @@ class PromptEncoder(nn.Module):
         if boxes is not None:
             sparse.append(self._embed_boxes(boxes, extent))
         if masks is not None:
-            dense: Tensor = self.mask_downscaling(masks.to(weight.dtype))
+            dense = self._embed_masks(masks)
         else:
             dense = weight.reshape(1, -1, 1, 1).expand(count, -1, *grid_hw)
         return torch.cat(sparse, dim=1), dense
+
+    def _embed_masks(self, masks: Tensor) -> Tensor:
+        """Dense embeddings of logits (P, 1, 4h, 4w): each token's of its own 4 x 4."""
+        weight = self.no_mask_embed.weight
+        channels = self.mask_downscaling[3].out_channels
+        parts = runs_in_parts(masks)
+        if not parts or not block.masks_run_in_tiles(weight.dtype, weight.shape[1], channels):
+            whole: Tensor = self.mask_downscaling(masks.to(weight.dtype))
+            return whole
+        from anyres.ops import mask_cpu
+
+        first, norm, _, second, norm2, _, last = self.mask_downscaling
+        return mask_cpu.embed(
+            masks,
+            mask_cpu.Downscaling(
+                (first.weight, first.bias, norm.weight, norm.bias),
+                (second.weight, second.bias, norm2.weight, norm2.bias),
+                (norm.eps, norm2.eps),
+                (last.weight, last.bias),
+            ),
+        )
 
     @staticmethod
     def _count(

@@ -6,6 +6,7 @@ Shapes: B pictures, P prompts, N points, M masks, C channels, (H, W) model input
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
 from anyres.models.tiny_vit import TinyViT
+from anyres.ops import block
+from anyres.ops.threads import alone, runs_in_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +194,19 @@ class Segmenter(nn.Module):
         return self._decode(features, points, boxes, masks, None)
 
     def _decode(
+        self,
+        features: Features | Prepared,
+        points: tuple[Tensor, Tensor] | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        multimask: bool | None,
+    ) -> tuple[Tensor, Tensor]:
+        embedding = (features.features if isinstance(features, Prepared) else features).embedding
+        work = partial(self._masks, features, points, boxes, masks, multimask)
+        kernels = block.decoder_runs_in_tiles(embedding.dtype, embedding.shape[1])
+        return alone(work) if runs_in_parts(embedding) and kernels else work()
+
+    def _masks(
         self,
         features: Features | Prepared,
         points: tuple[Tensor, Tensor] | None,

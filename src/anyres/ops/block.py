@@ -125,25 +125,37 @@ def scan_runs_in_tiles(x: Tensor, states: int) -> bool:
     return simd_tiles.has_tiles()
 
 
-def decoder_runs_in_tiles(image_PhwC: Tensor) -> bool:
-    """Whether a mask decoder's upscaling is one kernel, multiplied by the processor's tiles (AMX).
+def enlarging_runs_compiled() -> bool:
+    """Whether a kernel brings masks to the size of the picture; errors as ``runs_compiled``."""
+    forced = kernels.forced("ANYRES_BLOCK")
+    return forced != "torch" and kernels.has_numba()
 
-    It wants multiples of 128 channels. Otherwise torch does it: there is no kernel for float32.
+
+def decoder_runs_in_tiles(kind: torch.dtype, channels: int) -> bool:
+    """Whether kernels do what a mask decoder does with an image, in the processor's tiles (AMX).
+
+    Otherwise torch does it: there is no kernel for float32.
 
     Args:
-        image_PhwC: image tokens (.., C) that ``threads.runs_in_parts``.
+        kind: precision of image tokens that ``threads.runs_in_parts``.
+        channels: of these tokens; kernels want a multiple of 128.
 
     Raises:
         InputError: ``ANYRES_BLOCK`` is no implementation.
         MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
     """
-    return not image_PhwC.shape[-1] % (8 * _LANES) and _in_tiles(image_PhwC.dtype)
+    return not channels % (8 * _LANES) and _in_tiles(kind)
 
 
 def clicks_run_in_tiles(kind: torch.dtype, features: Iterable[int], finest: int) -> bool:
     """The same for click maps: multiples of 32 channels of features, 16 of the finest answer."""
     fits = not finest % _LANES and not any(count % (2 * _LANES) for count in features)
     return fits and _in_tiles(kind)
+
+
+def masks_run_in_tiles(kind: torch.dtype, channels: int, inner: int) -> bool:
+    """The same for embeddings of masks: multiples of 32 channels, and 16 within."""
+    return not channels % (2 * _LANES) and inner == _LANES and _in_tiles(kind)
 
 
 def _in_tiles(kind: torch.dtype) -> bool:

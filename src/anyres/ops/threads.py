@@ -13,13 +13,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Barrier
+from threading import Barrier, local
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+_here = local()  # .threads: how many ``alone`` has, on the thread that it runs on
 
 
 def runs_in_parts(x: Tensor) -> bool:
@@ -41,7 +43,8 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
     """Call ``work`` with each item, on as many threads as torch has; without gradients.
 
     Returns when all calls have. Which thread gets which item is left to chance, so calls must
-    write to different places. With one thread, or one item, the caller does it itself.
+    write to different places. With one thread, or one item, the caller does it itself; within
+    ``alone`` it takes part.
 
     Raises:
         Exception: what a call raised, the first of them; items not yet begun are dropped.
@@ -58,15 +61,21 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
                     return
                 work(item)
 
-    threads = torch.get_num_threads()
+    within = getattr(_here, "threads", 0)
+    threads = within or torch.get_num_threads()
     if threads == 1 or len(waiting) < 2:
         work_off()
         return
     pool = _pool(threads, os.getpid())
-    futures = [pool.submit(work_off) for _ in range(min(threads, len(waiting)))]
-    errors = []
+    helpers = min(threads, len(waiting)) - bool(within)
+    futures = [pool.submit(work_off) for _ in range(helpers)]
+    errors: list[BaseException] = []
     try:
+        if within:
+            work_off()
         for future in futures:
+            if within and future.cancel():
+                continue
             if (error := future.exception()) is not None:
                 waiting.clear()
                 errors.append(error)
@@ -83,8 +92,8 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
 def alone(work: Callable[[], T]) -> T:
     """What a call returns, on a thread on which torch uses that thread alone; without gradients.
 
-    For small things before a ``share``: torch divides even 2,048 exponentials among its own
-    threads, and those then spin for 4 ms on cores that ours need.
+    For small things beside a ``share``: torch divides even 2,048 exponentials among its own
+    threads, and those then spin for 4 ms on cores that ours need. ``share`` may be called within.
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -92,8 +101,12 @@ def alone(work: Callable[[], T]) -> T:
     inference = torch.is_inference_mode_enabled()
 
     def run() -> T:
-        with torch.inference_mode(inference), torch.no_grad():
-            return work()
+        _here.threads = threads
+        try:
+            with torch.inference_mode(inference), torch.no_grad():
+                return work()
+        finally:
+            _here.threads = 0
 
     return _pool(threads, os.getpid()).submit(run).result()
 

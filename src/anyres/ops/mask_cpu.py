@@ -1,0 +1,61 @@
+"""The embedding of previous masks on a CPU without gradients, in bands; kernels: ``mask_tiles``."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anyres.ops import mask_tiles, simd_tiles
+from anyres.ops.block_cpu import numbers
+from anyres.ops.buffers import Buffers
+from anyres.ops.grids import projection
+from anyres.ops.threads import share
+
+CHANNELS = mask_tiles.LARGE  # within; the only number that there is a kernel for
+_BANDS = 4
+_SIDE = 32
+
+_buffers = Buffers(1 << 25)
+
+
+class Downscaling(NamedTuple):
+    """SAM's ``mask_downscaling``, its parameters as they are.
+
+    Attributes:
+        first: weight and bias of the first convolution, weight and bias of its norm.
+        second: the same of the second.
+        eps: of both norms.
+        last: weight (C, 16, 1, 1) and bias of the last convolution.
+    """
+
+    first: tuple[Tensor, Tensor, Tensor, Tensor]
+    second: tuple[Tensor, Tensor, Tensor, Tensor]
+    eps: tuple[float, float]
+    last: tuple[Tensor, Tensor]
+
+
+def embed(masks_P1HW: Tensor, layers: Downscaling) -> Tensor:
+    """Of logits (P, 1, 4h, 4w) their embeddings (P, C, h, w), bfloat16, channels last."""
+    prompts, _, height, width = masks_P1HW.shape
+    last = projection(*layers.last, _SIDE)
+    parameters = mask_tiles.Downscaling(
+        *(tuple(numbers(x.float().contiguous()) for x in each) for each in layers[:2]),
+        *(layers.eps, last.weight, last.bias),
+    )
+    masks = masks_P1HW.float().contiguous()
+    shape, step = (prompts, height // 4, width // 4, len(layers.last[1])), -(-height // 4 // _BANDS)
+    out = torch.empty(shape, dtype=torch.bfloat16)
+
+    def run(item: tuple[int, int]) -> None:
+        prompt, first = item
+        full = torch.float32
+        space, sums = (_buffers.take(name, full, _SIDE * _SIDE) for name in ("space", "sums"))
+        rows = _buffers.take("rows", torch.bfloat16, _SIDE * _SIDE)
+        mask_tiles.embed(
+            *(numbers(masks[prompt]), width // 4, first, min(first + step, height // 4)),
+            *(parameters, simd_tiles.PALETTE, *map(numbers, (space, rows, sums))),
+            numbers(out[prompt]),
+        )
+
+    share(run, ((p, first) for p in range(prompts) for first in range(0, height // 4, step)))
+    return out.permute(0, 3, 1, 2)
