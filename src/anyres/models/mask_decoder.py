@@ -3,6 +3,7 @@
 Shapes: P prompts, T tokens, C channels, (h, w) token grid, M masks.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -163,7 +164,7 @@ class TwoWayTransformer(nn.Module):
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Give updated tokens (P, T, C) and image tokens (P, h*w, C)."""
-        token_pe = tokens
+        token_pe = tokens = tokens.to(self.norm_final_attn.weight.dtype)
         told, told_by = None, None
         for layer in cast("list[TwoWayBlock]", list(self.layers)):
             tokens = layer.look_around(tokens, token_pe)
@@ -187,15 +188,13 @@ def _step(
 ) -> tuple[Tensor, list[Seen]]:
     """Image tokens (P, n, C) hear what a block's tokens tell, if any; then others look at them."""
 
-    def take(image: Tensor, image_pe: Tensor) -> tuple[Tensor, Seen]:
-        if told_by is not None and told is not None:
-            heard = told_by.cross_attn_image_to_token.hear(image, image + image_pe, told)
-            image = told_by.norm4(heard)
-        return image, Attention.look(asked, image + image_pe, image)
-
     if not _in_tiles(image):
-        whole, seen = take(image, image_pe)
-        return whole, [seen]
+        if told_by is not None and told is not None:
+            weight, bias, values = (x.to(image.dtype) for x in told)
+            hear = told_by.cross_attn_image_to_token.hear
+            image = told_by.norm4(hear(image, image + image_pe, (weight, bias, values)))
+        weight, bias = (x.to(image.dtype) for x in asked)
+        return image, [Attention.look((weight, bias), image + image_pe, image)]
     from anyres.ops import two_way_cpu
 
     known = None
@@ -244,6 +243,15 @@ class MaskDecoder(nn.Module):
                 SiLU(),
                 nn.Conv2d(dim // 8, masks, 1),
             )
+
+    def of_tokens(self) -> Iterator[Tensor]:
+        """Parameters that no image token meets, of whatever precision they are."""
+        for name, module in self.transformer.named_modules():
+            # ``norm4`` is the image's; what is projected of it is folded into the tokens' side.
+            if isinstance(module, nn.Linear | nn.LayerNorm) and not name.endswith("norm4"):
+                yield from module.parameters()
+        yield from self.output_hypernetworks_mlps.parameters()
+        yield from self.iou_prediction_head.parameters()
 
     def project(self, details: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What upscaling adds of a picture, the same for all its prompts.

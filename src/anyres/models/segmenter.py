@@ -102,7 +102,7 @@ class Segmenter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
-        return next(self.mask_decoder.parameters()).dtype
+        return self.mask_decoder.mask_tokens.weight.dtype
 
     def preprocess(self, pixels: Tensor, input_hw: tuple[int, int]) -> Tensor:
         """Normalise, order channels as the network is fed, and pad at the bottom and right.

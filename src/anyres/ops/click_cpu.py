@@ -18,6 +18,8 @@ from anyres.ops.grids import convolution, padded, projection
 from anyres.ops.threads import share
 
 _BANDS = 6  # that a map is cut into: few, since the rows at their edges are computed twice
+_TOKENS = 1024  # of a band, or more: to wake another thread takes as long as some hundreds do
+_PIXELS = 2**15  # that are compared with clicks at a time
 _ROWS = 4  # of a map that a thread keeps: three are needed
 _LANES = 16
 _SIDE = 32
@@ -100,12 +102,7 @@ def run(
     ]
     for prompt in range(prompts):
         b = prompt // (prompts // pictures)
-        near = [
-            _likeness(x[b], length[b], clicks.features[i][prompt], clicks.labels[prompt], s)
-            for i, (x, length, s) in enumerate(
-                zip(picture.maps, picture.lengths, sharpness, strict=True)
-            )
-        ]
+        near = _likeness(picture, b, clicks, prompt, sharpness)
         planes = _planes(picture, b, clicks, prompt, near, others, scales)
         stages = tuple(
             click_tiles.Stage(*pair, *(numbers(y.permute(1, 2, 0)) for y in maps), len(maps[0]))
@@ -117,36 +114,37 @@ def run(
     return tuple(outs)
 
 
-def _bands(count: int, step: int = 1) -> Iterator[tuple[int, int]]:
-    """Pieces of so many rows or pixels, of ``step`` and more each."""
-    each = -(-count // (_BANDS * step)) * step
-    for first in range(0, count, each):
-        # What would be left over and too little goes with the piece before.
-        if count - first < step and first:
-            return
-        stop = first + each
-        yield first, count if count - stop < step else stop
+def _bands(count: int, bands: int, least: int = 1) -> Iterator[tuple[int, int]]:
+    """Pieces of so many rows or pixels, each a multiple of ``least`` but for the last, and more."""
+    step = -(-count // (bands * least)) * least
+    firsts = range(0, max(1, count - least + 1), step)
+    yield from zip(firsts, (*firsts[1:], count), strict=True)
 
 
 def _likeness(
-    map_cHW: Tensor, lengths: Tensor, features_Nc: Tensor, labels: Tensor, sharpness: float
-) -> Tensor:
-    """(2, H, W) float32, the largest for each label."""
-    channels, height, width = map_cHW.shape
-    out = torch.empty(2, height, width)
-    x = numbers(map_cHW.permute(1, 2, 0))
-    clicks = _in_order(features_Nc)
-    kinds, answer, each = labels.numpy(), numbers(out), numbers(lengths)
+    picture: Picture, b: int, clicks: Clicks, prompt: int, sharpness: list[float]
+) -> list[Tensor]:
+    """Of each map (2, H, W) float32, the largest likeness to a click of each label."""
+    labels = clicks.labels[prompt].numpy()
+    answers, calls = [], []
+    for map_, lengths, features, s in zip(
+        picture.maps, picture.lengths, clicks.features, sharpness, strict=True
+    ):
+        channels, height, width = map_[b].shape
+        answers.append(torch.empty(2, height, width))
+        x, each, out = (numbers(y) for y in (map_[b].permute(1, 2, 0), lengths[b], answers[-1]))
+        known = (channels, _in_order(features[prompt]), labels, each, s, simd_tiles.PALETTE)
+        bands = -(-height * width // _PIXELS)
+        for first, stop in _bands(height * width, bands, _SIDE):
+            calls.append((x, first, stop, *known, out, height * width))
 
-    def work(band: tuple[int, int]) -> None:
+    def work(call: tuple[Any, ...]) -> None:
+        *known, out, pixels = call
         space = numbers(_buffers.take("likeness", torch.float32, 1024 + 512 + 64))
-        click_tiles.likeness(
-            *(x, *band, channels, clicks, kinds, each, sharpness, simd_tiles.PALETTE, space),
-            *(answer, height * width),
-        )
+        click_tiles.likeness(*known, space, out, pixels)
 
-    share(work, _bands(height * width, _SIDE))
-    return out
+    share(work, calls)
+    return answers
 
 
 def _in_order(features_Nc: Tensor) -> Any:
@@ -207,4 +205,4 @@ def _dense(
         rows = click_tiles.Rows(simd_tiles.PALETTE, sums, space, *grids)
         click_tiles.dense(planes, stages, 4 * height, *band, rows)
 
-    share(work, _bands(height))
+    share(work, _bands(height, min(_BANDS, -(-height * width // _TOKENS))))

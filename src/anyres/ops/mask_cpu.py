@@ -13,6 +13,7 @@ from anyres.ops.threads import share
 
 CHANNELS = mask_tiles.LARGE  # within; the only number that there is a kernel for
 _BANDS = 4
+_LOGITS = 2**15  # of a band, or more: to wake another thread takes as long as some thousands do
 _SIDE = 32
 
 _buffers = Buffers(1 << 25)
@@ -43,7 +44,8 @@ def embed(masks_P1HW: Tensor, layers: Downscaling) -> Tensor:
         *(layers.eps, last.weight, last.bias),
     )
     masks = masks_P1HW.float().contiguous()
-    shape, step = (prompts, height // 4, width // 4, len(layers.last[1])), -(-height // 4 // _BANDS)
+    shape = (prompts, height // 4, width // 4, len(layers.last[1]))
+    step = -(-height // 4 // min(_BANDS, -(-height * width // _LOGITS)))
     out = torch.empty(shape, dtype=torch.bfloat16)
 
     def run(item: tuple[int, int]) -> None:

@@ -16,7 +16,8 @@ from anyres.ops.block_cpu import numbers
 from anyres.ops.buffers import Buffers
 from anyres.ops.threads import share
 
-_BANDS = 6  # that an image is cut into
+_BANDS = 4  # that an image is cut into
+_TOKENS = 2048  # of a band, or more: to wake another thread takes as long as some hundreds do
 _SIDE = 32
 
 _buffers = Buffers(1 << 25)
@@ -85,7 +86,7 @@ def step(
 
 
 def _bands(tokens: int) -> Iterator[tuple[int, int]]:
-    each = -(-tokens // (_BANDS * kernels.SEEN)) * kernels.SEEN
+    each = max(_TOKENS, -(-tokens // (_BANDS * kernels.SEEN)) * kernels.SEEN)
     for first in range(0, tokens, each):
         yield first, min(first + each, tokens)
 

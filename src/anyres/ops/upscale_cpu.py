@@ -19,7 +19,8 @@ from anyres.ops.grids import convolution, padded
 from anyres.ops.products import Layer, take
 from anyres.ops.threads import share
 
-_BANDS = 8  # that a map is cut into: few, since what Python does for each costs as much as a row
+_BANDS = 6  # that a map is cut into: few, since what Python does for each costs as much as a row
+_PIXELS = 2**14  # of a band, or more: to wake another thread takes as long as some thousands do
 
 _buffers = Buffers(1 << 25)
 
@@ -79,14 +80,14 @@ def upscale(
                 *(direct is not None, fine),
             )
 
-        share(run, _bands(height))
+        share(run, _bands(height, 16 * width))
         if direct is not None:
             _add_direct(logits[prompt], fine, direct)
     return logits
 
 
-def _bands(height: int) -> Iterator[slice]:
-    step = -(-height // _BANDS)
+def _bands(height: int, width: int) -> Iterator[slice]:
+    step = -(-height // min(_BANDS, -(-height * width // _PIXELS)))
     for first in range(0, height, step):
         yield slice(first, min(first + step, height))
 
@@ -140,4 +141,4 @@ def _add_direct(logits_MHW: Tensor, fine: Grid, layers: Direct) -> None:
             *(_space(width, 128), answer, 0, height * width),
         )
 
-    share(run, _bands(height))
+    share(run, _bands(height, width))

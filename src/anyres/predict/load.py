@@ -132,6 +132,8 @@ def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter
         if isinstance(module, ConvStem | ConvNorm):
             exact |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
+    exact |= {id(tensor) for tensor in model.mask_decoder.of_tokens()}
+
     def move(tensor: torch.Tensor) -> torch.Tensor:
         same = id(tensor) in exact or not tensor.is_floating_point()
         return tensor.to(device, tensor.dtype if same else dtype)
