@@ -122,16 +122,19 @@ class HRSAMEncoder(nn.Module):
         for i, layer in enumerate(self.blocks):
             if i in outs:
                 scans = self.ss_mamba_blocks if self.config.anchor else self.mamba_blocks
-                scales = [_scan(scans[outs[i]], [scale], over)[0] for scale in scales]
+                scales = cast(CycleScan, scans[outs[i]]).over_each(scales, over)
                 over = in_parts
-            run = cast(Block, layer).in_place if over else layer
-            scales = [
-                run(scale, plan[i % 2], rope) for scale, plan in zip(scales, plans, strict=True)
-            ]
+            of_block = [plan[i % 2] for plan in plans]
+            if in_parts:
+                scales = cast(Block, layer).over(scales, of_block, rope, over)
+            else:
+                pairs = zip(scales, of_block, strict=True)
+                scales = [layer(scale, plan, rope) for scale, plan in pairs]
             over = in_parts
             if i in outs:
                 if self.config.anchor:
-                    scales = _scan(self.ms_mamba_blocks[outs[i]], scales, over)
+                    joint = cast(CycleScan, self.ms_mamba_blocks[outs[i]])
+                    scales = joint.over(scales, over)
                 kept.append(scales)
                 over = False
         return self._join(kept, in_parts), details
@@ -266,8 +269,3 @@ def _in_bands(
     count = max(1, group_size(made) // shape[2])
     share(put, [slice(i, min(i + count, shape[1])) for i in range(0, shape[1], count)])
     return made
-
-
-def _scan(scan: nn.Module, scales: list[Tensor], over: bool) -> list[Tensor]:
-    """Scan the tokens of all scales as one sequence, each in raster order."""
-    return cast(CycleScan, scan).over(scales, over)

@@ -13,6 +13,8 @@ tokens filled up to whole chunks.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,12 +32,12 @@ from anyres.ops.threads import share
 _LOG2E = math.log2(math.e)
 
 
-def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
+def cycle_scan(*tensors: Tensor, out: Tensor | None, lengths: Sequence[int] = ()) -> Tensor:
     """As ``anyres.ops.scan.cycle_scan``, on the CPU, for what it computes in float32.
 
-    Shapes are checked, but for that of ``out``.
+    Shapes are checked, but for that of ``out``. Several ``lengths``: without gradients only.
     """
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    learns = learned(tensors)
     u, delta, a, b, c, *others = tensors
     kind = u.dtype
     if learns or any(x.dtype != torch.bfloat16 for x in (u, delta, b, c)):
@@ -45,7 +47,7 @@ def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
         a, b, c = (F.pad(x, (0, fill)) for x in (a, b, c))
     if not learns:
         there = out if out is not None and out.dtype == u.dtype and out.is_contiguous() else None
-        y = _forward(u, delta, a, b, c, d, gamma, *bias, keep=False, out=there)[0]
+        y = _forward(u, delta, a, b, c, d, gamma, *bias, keep=False, out=there, lengths=lengths)[0]
     else:
         if bias:
             delta = F.softplus(delta + bias[0])
@@ -53,6 +55,11 @@ def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
     if out is None or y is out:
         return y.to(kind)
     return out.copy_(y)
+
+
+def learned(tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient is wanted."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 class _CycleScan(torch.autograd.Function):
@@ -82,9 +89,10 @@ def _forward(
     *bias: Tensor,
     keep: bool,
     out: Tensor | None = None,
+    lengths: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, and what is kept for the backward pass."""
-    tasks = _tasks(u, a, gamma)
+    tasks = _tasks(u, a, gamma, lengths)
     places = len(tasks) * (tasks[0].chunks + 1) if keep else 0
     y = u.new_empty(u.shape) if out is None else out
     states = torch.empty(places * tasks[0].states * LANES)
@@ -160,16 +168,19 @@ def _sum(x: Tensor, dim: int) -> Tensor:
     return total
 
 
-def _tasks(u: Tensor, a: Tensor, gamma: Tensor) -> list[Task]:
-    batch, length, channels = u.shape
-    chunks = -(-length // CHUNK)
-    sizes = (chunks, length, channels, a.shape[1], gamma.shape[1], chunks * CHUNK)
+def _tasks(u: Tensor, a: Tensor, gamma: Tensor, lengths: Sequence[int] = ()) -> list[Task]:
+    batch, all_tokens, channels = u.shape
     blocks = -(-channels // LANES)
-    return [
-        Task(sample * blocks + block, sample, block, min(LANES, channels - block * LANES), *sizes)
-        for sample in range(batch)
-        for block in range(blocks)
-    ]
+    tasks = []
+    start = 0
+    for length in lengths or [all_tokens]:
+        chunks = -(-length // CHUNK)
+        sizes = (chunks, length, channels, a.shape[1], gamma.shape[1], chunks * CHUNK)
+        for sample, block in product(range(batch), range(blocks)):
+            first, width = sample * all_tokens + start, min(LANES, channels - block * LANES)
+            tasks.append(Task(sample * blocks + block, sample, first, block, width, *sizes))
+        start += length
+    return tasks
 
 
 def _memory(size: int) -> Any:

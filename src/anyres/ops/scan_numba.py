@@ -53,6 +53,7 @@ class Task(NamedTuple):
 
     number: int
     sample: int
+    first: int  # token, counted from the first sample's first
     block: int
     width: int  # 16, fewer in the last block
     chunks: int
@@ -111,7 +112,7 @@ def fetch(
     task: Task, k: int, source: Numbers, stride: int, work: Floats, plane: int, row: int
 ) -> None:
     """Copy chunk k of (B, L, C) to rows; lanes after the last channel: 0."""
-    at = (task.sample * task.length + k * CHUNK) * stride + task.block * LANES
+    at = (task.first + k * CHUNK) * stride + task.block * LANES
     for t in range(min(CHUNK, task.length - k * CHUNK)):
         to = plane + t * row
         if task.width == LANES:
@@ -125,7 +126,7 @@ def fetch(
 @_compiled
 def put(task: Task, k: int, work: Floats, plane: int, row: int, target: Numbers) -> None:
     """Copy chunk k back to (B, L, C)."""
-    at = (task.sample * task.length + k * CHUNK) * task.channels + task.block * LANES
+    at = (task.first + k * CHUNK) * task.channels + task.block * LANES
     for t in range(min(CHUNK, task.length - k * CHUNK)):
         place = plane + t * row
         if task.width == LANES:
@@ -187,7 +188,7 @@ def _fetch_weights(
 ) -> None:
     """Copy a chunk's input weights, or those of outputs to the second half of the rows."""
     width = _width(task)
-    at = (task.sample * task.length + k * CHUNK) * stride
+    at = (task.first + k * CHUNK) * stride
     to = STATES + task.states * LANES + second * width
     for _t in range(min(CHUNK, task.length - k * CHUNK)):
         for n in range(0, task.states, LANES):

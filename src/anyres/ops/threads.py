@@ -10,8 +10,9 @@ two threads call at once, or when a process that has used them forks.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from threading import Barrier
 from typing import TypeVar
@@ -40,7 +41,7 @@ def in_graph() -> bool:
 def share(work: Callable[[T], None], items: Iterable[T]) -> None:
     """Call ``work`` with each item, on as many threads as torch has; without gradients.
 
-    Returns when all calls have. Which thread gets which item is left to chance, so calls must
+    The caller's is one of them. Returns when all calls have. Which thread gets which item is left to chance, so calls must
     write to different places. With one thread, or one item, the caller does it itself.
 
     Raises:
@@ -63,9 +64,12 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
         work_off()
         return
     pool = _pool(threads, os.getpid())
-    futures = [pool.submit(work_off) for _ in range(min(threads, len(waiting)))]
-    errors = []
+    futures = [pool.submit(work_off) for _ in range(min(threads, len(waiting)) - 1)]
+    errors: list[BaseException] = []
     try:
+        # The caller is one of them: to wake another thread takes as long as a small item.
+        with _on_this_thread_alone(threads):
+            work_off()
         for future in futures:
             if (error := future.exception()) is not None:
                 waiting.clear()
@@ -78,6 +82,15 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
                 future.exception()
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def _on_this_thread_alone(threads: int) -> Iterator[None]:
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def alone(work: Callable[[], T]) -> T:
