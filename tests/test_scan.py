@@ -330,7 +330,7 @@ def test_errors_of_the_kernel_are_raised(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*arguments: object) -> None:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(scan_cpu, "forward", broken)
+    monkeypatch.setattr(scan_cpu, "forward_all", broken)
     monkeypatch.delenv("ANYRES_SCAN", raising=False)
     with pytest.raises(RuntimeError, match="no such instruction"):
         scan.cycle_scan(*(x.float() for x in make(2, 4, 40, 2, 1)))

@@ -16,7 +16,8 @@ Parameter names are those of the official state dicts.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import TypeVar, cast
 
 import torch
@@ -109,7 +110,7 @@ class HRSAMEncoder(nn.Module):
         """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
         check_pixels(x, self.config.patch)
         in_parts = runs_in_parts(x) and as_built(self._cut_layers(), x.dtype)
-        anchors = [self._shrink(x)] if self.config.anchor else []
+        anchors = [self._shrink(x, in_parts)] if self.config.anchor else []
         tokens, details = self._embed(x, in_parts)
         scales = [tokens, *(self._embed(anchor, in_parts)[0] for anchor in anchors)]
         plans = [self._plans(scale, is_anchor=i > 0) for i, scale in enumerate(scales)]
@@ -160,15 +161,18 @@ class HRSAMEncoder(nn.Module):
 
         return _in_bands(embed, x, (len(x), *grid_hw, self.config.dim), in_parts), ()
 
-    def _shrink(self, x: Tensor) -> Tensor:
+    def _shrink(self, x: Tensor, in_parts: bool = False) -> Tensor:
         """The picture as a square of the anchor's side, whatever its proportions."""
         side = self.config.anchor
         # The first version of the paper takes single pixels. The second's anchor is smaller, and of
         # a picture of 4096 pixels it would see one pixel in 256.
         smooth = not self.config.shift_anchor
-        wide = torch.promote_types(x.dtype, torch.float32)
+        if smooth and in_parts and block.runs_in_lanes(x.dtype, x.shape[-1:]):
+            from anyres.ops import shrink_cpu
+
+            return shrink_cpu.shrink(x, side)
         small = F.interpolate(
-            x.to(wide), (side, side), mode="bilinear", align_corners=False, antialias=smooth
+            wide(x), (side, side), mode="bilinear", align_corners=False, antialias=smooth
         )
         return small.to(x.dtype)
 
@@ -182,6 +186,8 @@ class HRSAMEncoder(nn.Module):
         """The embedding, of what came out of the out blocks."""
         tokens = kept[0][0]
         shape = (*tokens.shape[:3], self.config.neck)
+        if in_parts and block.runs_in_lanes(tokens.dtype, (tokens.shape[-1], shape[-1])):
+            return self._joined_compiled(kept).permute(0, 3, 1, 2)
 
         def widen(small_BssC: Tensor) -> Tensor:
             size = (small_BssC.shape[1], shape[2])
@@ -191,19 +197,10 @@ class HRSAMEncoder(nn.Module):
 
         kept = _aside(in_parts, lambda: [[one, *map(widen, small)] for one, *small in kept])
 
-        compiled = in_parts and block.scan_runs_compiled(tokens.new_empty(0, shape[3]))
-
         def project(rows: slice) -> Tensor:
             fused = [self._fuse(scales, i, rows) for i, scales in enumerate(kept)]
-            if not compiled:
-                pairs = zip(self.lateral_convs, fused, strict=True)
-                return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
-            from anyres.ops import block_cpu, cycle_cpu
-
-            products, norms = zip(*cast(Iterable[nn.Sequential], self.lateral_convs), strict=True)
-            made = [product(x) for product, x in zip(products, fused, strict=True)]
-            of_norms = [block_cpu.Norm.of(norm) for norm in norms]
-            return cycle_cpu.sum_of_norms(torch.stack(made), of_norms)
+            pairs = zip(self.lateral_convs, fused, strict=True)
+            return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
 
         summed = _in_bands(project, tokens, shape, in_parts)
 
@@ -214,6 +211,17 @@ class HRSAMEncoder(nn.Module):
             return inner
 
         return _in_bands(smooth, tokens, shape, in_parts).permute(0, 3, 1, 2)
+
+    def _joined_compiled(self, kept: list[list[Tensor]]) -> Tensor:
+        from anyres.ops import lateral_cpu
+
+        joints = [joint for (joint,) in self.multi_scale_fusion] if self.config.anchor else [None]
+        outs = [
+            lateral_cpu.Out(scales, joint, *lateral)
+            for scales, joint, lateral in zip(kept, cycle(joints), self.lateral_convs, strict=False)
+        ]
+        across, _, norm = self.out_conv
+        return lateral_cpu.run(outs, across, norm)
 
     def _fuse(self, scales: list[Tensor], number: int, rows: slice) -> Tensor:
         """Both scales' channels side by side at some rows of the picture's grid.

@@ -10,13 +10,14 @@ this.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import block_tiles
+from anyres.ops import block_tiles, cycle_numba, simd_rows
 from anyres.ops.block_tiles import SIDE, product
 from anyres.ops.simd import LANES, compiled, load, splat, store
+from anyres.ops.simd_rows import take
 from anyres.ops.simd_tiles import (
     coarse_inverse,
     coarse_power,
@@ -28,7 +29,23 @@ from anyres.ops.simd_tiles import (
 ONE = np.float32(1)
 MINUS_LOG2E = np.float32(-math.log2(math.e))
 
-_compiled = compiled(__file__, str(block_tiles.__file__))
+_sources = (block_tiles, cycle_numba, simd_rows)
+_compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
+
+
+class Layer(NamedTuple):
+    """A linear layer."""
+
+    pairs: Any  # its weight, of ``pair``
+    bias: Any  # float32
+
+
+class Norm(NamedTuple):
+    """A layer norm, in float32."""
+
+    gain: Any
+    shift: Any
+    eps: float
 
 
 @_compiled
@@ -130,3 +147,64 @@ def add(
                 sum_right = load(sums, r * SIDE + LANES) + right
                 store(out, to + LANES, load(source, to + LANES) + sum_right)
     release()
+
+
+@_compiled
+def all_before(
+    parts: Any,
+    counter: Any,
+    sources: Any,
+    norm: Norm,
+    into: Layer,
+    ssm: Layer,
+    width: int,
+    palette: Any,
+    memory: Any,
+    u: Any,
+    gate: Any,
+    weights: Any,
+) -> None:
+    """All that comes before the scan, for parts that ``counter`` hands out.
+
+    ``parts`` (P, 4) are: which of the sources, the first row in it, in the answers, and how many
+    rows; ``memory`` is for the rows of a part, and for sums.
+    """
+    normed, sums = memory
+    i = take(counter)
+    while i < len(parts):
+        source, place, rows = parts[i, 0], parts[i, 2], parts[i, 3]
+        first = parts[i, 1] * width
+        cycle_numba.norm(
+            sources[source], first, rows, norm.gain, norm.shift, norm.eps, width, normed
+        )
+        activate(normed, rows, into.pairs, into.bias, width, palette, sums, u, gate, place)
+        project(u, place, rows, ssm.pairs, ssm.bias, width, palette, sums, weights)
+        i = take(counter)
+
+
+@_compiled
+def all_after(
+    parts: Any,
+    counter: Any,
+    u: Any,
+    gate: Any,
+    norm: Norm,
+    layer: Layer,
+    width: int,
+    palette: Any,
+    memory: Any,
+    sources: Any,
+    targets: Any,
+) -> None:
+    """All that comes after the scan; as ``all_before``."""
+    normed, sums = memory
+    i = take(counter)
+    while i < len(parts):
+        source, start, rows = parts[i, 0], parts[i, 1], parts[i, 3]
+        first = parts[i, 2] * width
+        cycle_numba.norm_gated(
+            u, gate, first, rows, norm.gain, norm.shift, norm.eps, width, normed
+        )
+        x, y = sources[source], targets[source]
+        add(normed, rows, layer.pairs, layer.bias, width, palette, sums, x, start, y)
+        i = take(counter)

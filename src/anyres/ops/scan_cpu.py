@@ -17,17 +17,18 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anyres.ops.scan_numba import Kept, Sources, Strides, Task, forward, work_size
+from anyres.ops.scan_numba import Kept, Sources, Strides, Task, forward_all, work_size
 from anyres.ops.scan_numba_backward import Gradients, Inputs, backward
 from anyres.ops.scan_numba_backward import work_size as back_work_size
 from anyres.ops.scan_numba_steps import CHUNK, STEP
 from anyres.ops.simd import LANES
-from anyres.ops.threads import share
+from anyres.ops.threads import share, share_out
 
 _LOG2E = math.log2(math.e)
 
@@ -104,10 +105,13 @@ def _forward(
     strides = Strides(*(x.stride(1) for x in (u, delta, b, c)))
     kept, answers = Kept(_flat(states), _flat(sums)), _flat(y)
 
-    def run(task: Task) -> None:
-        forward(task, sources, strides, answers, kept, keep, _memory(work_size(task.states)))
+    of_tasks, size = np.array(tasks), work_size(tasks[0].states)
 
-    share(run, tasks)
+    def run(counter: Any) -> None:
+        memory = _memory(size)
+        forward_all(of_tasks, counter, sources, strides, answers, kept, keep, memory)
+
+    share_out(run)
     return y, states, sums
 
 

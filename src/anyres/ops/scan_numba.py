@@ -43,7 +43,7 @@ from anyres.ops.simd import (
     splat,
     store,
 )
-from anyres.ops.simd_rows import put_number
+from anyres.ops.simd_rows import put_number, take
 
 FAINT = np.float32(2.0**-16)  # beside an answer in bfloat16, what has decayed to this is nothing
 
@@ -244,6 +244,26 @@ def forward(
     if task.cycles > 1:
         _weigh_starts(task, sources, work, passed)
         _add_starts(task, sources, strides, y, work)
+
+
+@_compiled
+def forward_all(
+    tasks: Any,
+    counter: Any,
+    sources: Sources,
+    strides: Strides,
+    y: Numbers,
+    kept: Kept,
+    keep: bool,
+    work: Floats,
+) -> None:
+    """As ``forward``, of tasks (T, fields) that ``counter`` hands out, until there are no more."""
+    i = take(counter)
+    while i < len(tasks):
+        t = tasks[i]
+        task = Task(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10])
+        forward(task, sources, strides, y, kept, keep, work)
+        i = take(counter)
 
 
 @_compiled

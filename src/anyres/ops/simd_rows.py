@@ -174,3 +174,14 @@ def sums(typing: Any, array: Any, index: Any) -> Any:
         return rows[0]
 
     return _vector(array, index), build
+
+
+@intrinsic
+def take(typing: Any, counter: Any) -> Any:
+    """The counter's number, which becomes one more; threads never get the same."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(counter)(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), build

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,17 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
                 future.exception()
     if errors:
         raise errors[0]
+
+
+def share_out(work: Callable[[Any], None]) -> None:
+    """Call compiled ``work`` once on each thread, with a counter of what has been begun.
+
+    It takes one number after the other from it (``simd_rows.take``) until nothing is left to do.
+    So a thread asks for the interpreter once, and not for each piece: to wait for another that
+    has it takes as long as a small piece.
+    """
+    counter = np.zeros(1, np.int64)
+    share(lambda _: work(counter), range(torch.get_num_threads()))
 
 
 @contextmanager
