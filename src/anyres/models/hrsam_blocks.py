@@ -223,7 +223,7 @@ class CycleScan(nn.Module):
             return self._compiled([x_BLC])[0]
         inputs = self.in_proj(self.in_norm(x_BLC))
         u, gate = inputs.split(self.sizes[0], dim=-1)
-        y = self.out_norm(self._scan(u, self.ssm_proj(u)))
+        y = self.out_norm(self._scan(u, *self.ssm_proj(u).tensor_split(self.sizes[:1], dim=-1)))
         out: Tensor = x_BLC + self.out_proj(gate * y)
         return out
 
@@ -251,11 +251,12 @@ class CycleScan(nn.Module):
     def _scan(
         self,
         u: Tensor,
+        delta: Tensor,
         weights: Tensor,
         out: Tensor | None = None,
         lengths: Sequence[int] = (),
     ) -> Tensor:
-        delta, b, c = weights.split(self.sizes, dim=-1)
+        b, c = weights.chunk(2, dim=-1)
         logs = wide(self.As_log)
         # Not by torch before compiled kernels: it would wake its threads for this.
         a = -torch.exp(logs) if out is None else torch.from_numpy(-np.exp(logs.detach().numpy()))
@@ -278,7 +279,11 @@ class CycleScan(nn.Module):
         parameters = cycle_cpu.Parameters(first, into, ssm.weight.t(), ssm.bias, second, out)
         maps = [x.contiguous() for x in maps]
         outs = maps if in_place else [torch.empty_like(x) for x in maps]
-        cycle_cpu.run(maps, parameters, lambda u, weights: self._scan(u, weights, u, lengths), outs)
+
+        def scan(u: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
+            return self._scan(u, delta, weights, u, lengths)
+
+        cycle_cpu.run(maps, parameters, scan, outs)
         return outs
 
 

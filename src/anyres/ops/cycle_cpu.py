@@ -42,6 +42,11 @@ class Parameters(NamedTuple):
     out_norm: Norm
     out_proj: Linear
 
+    def ssm_layers(self, channels: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Weight and bias of the steps, and of input and output weights."""
+        steps, others = slice(channels), slice(channels, None)
+        return tuple((self.ssm_weight[:, some], self.ssm_bias[some]) for some in (steps, others))
+
 
 class _Part(NamedTuple):
     """Tokens of one sample and piece."""
@@ -58,7 +63,7 @@ _buffers = Buffers(KEPT)
 def run(
     pieces: Sequence[Tensor],
     parameters: Parameters,
-    scan: Callable[[Tensor, Tensor], Tensor],
+    scan: Callable[[Tensor, Tensor, Tensor], Tensor],
     outputs: Sequence[Tensor],
 ) -> None:
     """The whole block.
@@ -67,8 +72,8 @@ def run(
         pieces: (B, .., C) each, contiguous, of float32 or bfloat16 like the parameters; their
             tokens, one piece after the other, are the sequence.
         parameters: the block's.
-        scan: called with the input (B, L, C) and with steps and weights (B, L, C + 2 N). It
-            replaces the former by its answer.
+        scan: called with the input (B, L, C), steps (B, L, C) and weights (B, L, 2 N). It
+            replaces the input by its answer.
         outputs: for the answers; the pieces themselves are allowed.
     """
     batch, channels, kind = len(pieces[0]), pieces[0].shape[-1], pieces[0].dtype
@@ -76,23 +81,23 @@ def run(
     rows, columns = batch * sum(lengths), len(parameters.ssm_bias)
     # In one buffer: what is kept is one size. Whole tiles are read, beyond the last row too.
     memory = _buffers.take("sequence", kind, rows * (2 * channels + columns) + TILE * channels)
-    u, gate, weights, _ = memory.split(
-        [rows * channels, rows * channels, rows * columns, TILE * channels]
+    u, gate, steps, weights, _ = memory.split(
+        [*[rows * channels] * 3, rows * (columns - channels), TILE * channels]
     )
-    u, gate, weights = (x.view(rows, -1) for x in (u, gate, weights))
-    in_tiles = block.scan_runs_in_tiles(u, (columns - channels) // 2)
+    between = [x.view(rows, -1) for x in (u, gate, steps, weights)]
+    in_tiles = block.scan_runs_in_tiles(between[0], (columns - channels) // 2)
     maps = [tuple(numbers(x) for x in tensors) for tensors in (pieces, outputs)]
-    products = (_Tiles if in_tiles else _Products)(parameters, u, gate, weights, *maps)
+    products = (_Tiles if in_tiles else _Products)(parameters, *between, *maps)
     parts = _parts(batch, lengths, channels, *((8, MOST // 2) if in_tiles else (4, MOST)))
     products.before(parts)
-    scan(u.view(batch, -1, channels), weights.view(batch, -1, columns))
+    scan(*(x.view(batch, -1, x.shape[1]) for x in (between[0], *between[2:])))
     products.after(parts)
 
 
 class _Products:
     """What comes before and after the scan, multiplied by torch.
 
-    Of the input and the gate (rows, C), steps and weights (rows, C + 2 N), and pieces.
+    Of the input, the gate and steps (rows, C), weights (rows, 2 N), and pieces.
     """
 
     def __init__(
@@ -100,11 +105,12 @@ class _Products:
         parameters: Parameters,
         u: Tensor,
         gate: Tensor,
+        steps: Tensor,
         weights: Tensor,
         sources: tuple[Any, ...],
         targets: tuple[Any, ...],
     ) -> None:
-        self._of, self._u, self._weights = parameters, u, weights
+        self._of, self._u, self._wide = parameters, u, (steps, weights)
         self._arrays = numbers(u), numbers(gate)
         self._sources, self._targets = sources, targets
 
@@ -122,7 +128,8 @@ class _Products:
             bias, first = of.in_proj.bias, place * channels
             kernels.activate(numbers(wide), count, bias, channels, *self._arrays, first)
             here = slice(place, place + count)
-            torch.addmm(of.ssm_bias, self._u[here], of.ssm_weight, out=self._weights[here])
+            for x, out in zip(of.ssm_layers(channels), self._wide, strict=True):
+                torch.addmm(x[1], self._u[here], x[0], out=out[here])
 
         share(run, parts)
 
@@ -153,6 +160,7 @@ class _Tiles:
         parameters: Parameters,
         u: Tensor,
         gate: Tensor,
+        steps: Tensor,
         weights: Tensor,
         sources: tuple[Any, ...],
         targets: tuple[Any, ...],
@@ -170,7 +178,8 @@ class _Tiles:
             cycle_tiles.Norm(norm.gain, norm.shift, np.float32(norm.eps))
             for norm in (parameters.in_norm, parameters.out_norm)
         ]
-        self._u, self._gate, self._weights = numbers(u), numbers(gate), numbers(weights)
+        self._u, self._gate = numbers(u), numbers(gate)
+        self._made = numbers(steps), numbers(weights)
         self._sources, self._targets = sources, targets
 
     def _paired(self, name: str, layer: Linear) -> Any:
@@ -192,7 +201,7 @@ class _Tiles:
             self._run.all_before(
                 *(of_parts, counter, self._sources, self._norms[0], self._into, self._ssm),
                 *(self._channels, self._palette, self._memory(parts)),
-                *(self._u, self._gate, self._weights),
+                *(self._u, self._gate, *self._made),
             )
 
         share_out(run)

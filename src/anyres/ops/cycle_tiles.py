@@ -107,18 +107,28 @@ def project(
     palette: Any,
     sums: Any,
     out: Any,
+    others: Any,
 ) -> None:
-    """A linear layer's answer to rows from ``first`` on, to the same rows of ``out``."""
+    """A linear layer's answer to rows from ``first`` on, to the same rows of ``out``.
+
+    As many channels as it is given go there; what it answers more, to rows of ``others``.
+    """
     configure(palette)
-    outer = len(bias)
-    for o in range(0, outer, SIDE):
+    for o in range(0, len(bias), SIDE):
+        to_out = o < inner
+        width, column = (inner, o) if to_out else (len(bias) - inner, o - inner)
         left, right = load(bias, o), load(bias, o + LANES)
         for row in range(first, first + rows, SIDE):
             _multiply(x, row, pairs, o, inner, sums)
             for r in range(min(SIDE, first + rows - row)):
-                to = (row + r) * outer + o
-                store(out, to, load(sums, r * SIDE) + left)
-                store(out, to + LANES, load(sums, r * SIDE + LANES) + right)
+                to = (row + r) * width + column
+                one, two = load(sums, r * SIDE) + left, load(sums, r * SIDE + LANES) + right
+                if to_out:
+                    store(out, to, one)
+                    store(out, to + LANES, two)
+                else:
+                    store(others, to, one)
+                    store(others, to + LANES, two)
     release()
 
 
@@ -162,6 +172,7 @@ def all_before(
     memory: Any,
     u: Any,
     gate: Any,
+    steps: Any,
     weights: Any,
 ) -> None:
     """All that comes before the scan, for parts that ``counter`` hands out.
@@ -178,7 +189,7 @@ def all_before(
             sources[source], first, rows, norm.gain, norm.shift, norm.eps, width, normed
         )
         activate(normed, rows, into.pairs, into.bias, width, palette, sums, u, gate, place)
-        project(u, place, rows, ssm.pairs, ssm.bias, width, palette, sums, weights)
+        project(u, place, rows, ssm.pairs, ssm.bias, width, palette, sums, steps, weights)
         i = take(counter)
 
 

@@ -93,8 +93,10 @@ def _forward(
     lengths: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, and what is kept for the backward pass."""
-    tasks = _tasks(u, a, gamma, lengths)
-    places = len(tasks) * (tasks[0].chunks + 1) if keep else 0
+    blocks = len(u) * -(-u.shape[2] // LANES)
+    # Two at a time, as long as there is something to do for all threads.
+    tasks = _tasks(u, a, gamma, lengths, 2 if blocks >= 4 * torch.get_num_threads() else 1)
+    places = blocks * (tasks[0].chunks + 1) if keep else 0
     y = u.new_empty(u.shape) if out is None else out
     states = torch.empty(places * tasks[0].states * LANES)
     sums = torch.empty(places * LANES)
@@ -105,7 +107,7 @@ def _forward(
     strides = Strides(*(x.stride(1) for x in (u, delta, b, c)))
     kept, answers = Kept(_flat(states), _flat(sums)), _flat(y)
 
-    of_tasks, size = np.array(tasks), work_size(tasks[0].states)
+    of_tasks, size = np.array(tasks), work_size(a.shape[1], tasks[0].together)
 
     def run(counter: Any) -> None:
         memory = _memory(size)
@@ -172,7 +174,9 @@ def _sum(x: Tensor, dim: int) -> Tensor:
     return total
 
 
-def _tasks(u: Tensor, a: Tensor, gamma: Tensor, lengths: Sequence[int] = ()) -> list[Task]:
+def _tasks(
+    u: Tensor, a: Tensor, gamma: Tensor, lengths: Sequence[int] = (), together: int = 1
+) -> list[Task]:
     batch, all_tokens, channels = u.shape
     blocks = -(-channels // LANES)
     tasks = []
@@ -180,9 +184,10 @@ def _tasks(u: Tensor, a: Tensor, gamma: Tensor, lengths: Sequence[int] = ()) -> 
     for length in lengths or [all_tokens]:
         chunks = -(-length // CHUNK)
         sizes = (chunks, length, channels, a.shape[1], gamma.shape[1], chunks * CHUNK)
-        for sample, block in product(range(batch), range(blocks)):
+        for sample, block in product(range(batch), range(0, blocks, together)):
             first, width = sample * all_tokens + start, min(LANES, channels - block * LANES)
-            tasks.append(Task(sample * blocks + block, sample, first, block, width, *sizes))
+            place = sample * blocks + block, sample, first, block, width
+            tasks.append(Task(*place, *sizes, min(together, blocks - block)))
         start += length
     return tasks
 
