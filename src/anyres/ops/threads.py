@@ -72,7 +72,8 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
         with _on_this_thread_alone(threads):
             work_off()
         for future in futures:
-            if (error := future.exception()) is not None:
+            # One that has not woken yet has nothing left to do.
+            if not future.cancel() and (error := future.exception()) is not None:
                 waiting.clear()
                 errors.append(error)
     finally:
