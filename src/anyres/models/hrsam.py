@@ -16,9 +16,9 @@ Parameter names are those of the official state dicts.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import cycle
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -215,13 +215,15 @@ class HRSAMEncoder(nn.Module):
     def _joined_compiled(self, kept: list[list[Tensor]]) -> Tensor:
         from anyres.ops import lateral_cpu
 
-        joints = [joint for (joint,) in self.multi_scale_fusion] if self.config.anchor else [None]
+        joints = cast(
+            Iterable[nn.Sequential], self.multi_scale_fusion if self.config.anchor else ()
+        )
+        laterals = cast(Iterable[nn.Sequential], self.lateral_convs)
         outs = [
-            lateral_cpu.Out(scales, joint, *lateral)
-            for scales, joint, lateral in zip(kept, cycle(joints), self.lateral_convs, strict=False)
+            lateral_cpu.Out(scales, cast(nn.LayerNorm, joint[0]) if joint else None, *lateral)
+            for scales, joint, lateral in zip_longest(kept, joints, laterals)
         ]
-        across, _, norm = self.out_conv
-        return lateral_cpu.run(outs, across, norm)
+        return lateral_cpu.run(outs, *cast(Any, (self.out_conv[0], self.out_conv[2])))
 
     def _fuse(self, scales: list[Tensor], number: int, rows: slice) -> Tensor:
         """Both scales' channels side by side at some rows of the picture's grid.

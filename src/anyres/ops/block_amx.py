@@ -32,8 +32,6 @@ def run_block(pieces: Iterable[block_cpu.Piece], parameters: block_cpu.Parameter
         for x, plan, most, out in pieces
         for layout in _columns(plan, len(x), most)
     ]
-    # The largest first: at the end no thread waits long for the others.
-    turns.sort(key=lambda turn: -len(turn[0].places))
 
     def run(turn: tuple[Layout, Sizes, Any, Any]) -> None:
         layout, sizes, tokens, out = turn

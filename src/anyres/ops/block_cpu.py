@@ -66,10 +66,10 @@ class Parameters(NamedTuple):
 class Piece(NamedTuple):
     """A map that goes through a block, in windows of its own."""
 
-    x_BhwC: Tensor  # float32 or bfloat16, like the parameters; contiguous
+    tokens: Tensor  # (B, h, w, C), float32 or bfloat16, like the parameters; contiguous
     plan: WindowPlan
     most: int  # tokens of a picture in a group, if more than a window's
-    out_BhwC: Tensor  # for the answer; the tokens themselves are allowed
+    out: Tensor  # for the answer; the tokens themselves are allowed
 
 
 class Layout(NamedTuple):

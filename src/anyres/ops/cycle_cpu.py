@@ -140,7 +140,8 @@ class _Products:
         def run(part: _Part) -> None:
             count, first = part.tokens, part.place * channels
             normed = _buffers.take("normed", self._u.dtype, count, channels)
-            kernels.norm_gated(*self._arrays, first, count, *of.out_norm, channels, numbers(normed))
+            (u, gate), norm = self._arrays, of.out_norm
+            kernels.norm_gated(u, gate, first, count, *norm, channels, numbers(normed))
             added = _buffers.take("wide", normed.dtype, count, channels)
             torch.mm(normed, of.out_proj.weight, out=added)
             source, target = self._sources[part.piece], self._targets[part.piece]
@@ -197,9 +198,9 @@ class _Tiles:
     def before(self, parts: list[_Part]) -> None:
         of_parts = np.array(parts)
 
-        def run(counter: Any) -> None:
+        def run(queue: Any) -> None:
             self._run.all_before(
-                *(of_parts, counter, self._sources, self._norms[0], self._into, self._ssm),
+                *(of_parts, queue, self._sources, self._norms[0], self._into, self._ssm),
                 *(self._channels, self._palette, self._memory(parts)),
                 *(self._u, self._gate, *self._made),
             )
@@ -209,9 +210,9 @@ class _Tiles:
     def after(self, parts: list[_Part]) -> None:
         of_parts = np.array(parts)
 
-        def run(counter: Any) -> None:
+        def run(queue: Any) -> None:
             self._run.all_after(
-                *(of_parts, counter, self._u, self._gate, self._norms[1], self._out),
+                *(of_parts, queue, self._u, self._gate, self._norms[1], self._out),
                 *(self._channels, self._palette, self._memory(parts)),
                 *(self._sources, self._targets),
             )
@@ -230,4 +231,3 @@ def _parts(batch: int, lengths: list[int], channels: int, count: int, most: int)
                 parts.append(_Part(piece, sample * length + start, place + start, count))
             place += length
     return parts
-

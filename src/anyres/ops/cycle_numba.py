@@ -148,7 +148,8 @@ def join(
     """Layer norms of a map's tokens and of a smaller map's between them, side by side.
 
     Args:
-        tokens: (.., width); the first of row ``top`` is number ``first``.
+        tokens: (.., width).
+        first: number of the first token of row ``top``.
         grid: rows and columns of the map.
         top: the first row that is wanted.
         rows: how many.

@@ -45,7 +45,7 @@ class Norm(NamedTuple):
 
     gain: Any
     shift: Any
-    eps: float
+    eps: Any  # float32
 
 
 @_compiled
@@ -162,7 +162,7 @@ def add(
 @_compiled
 def all_before(
     parts: Any,
-    counter: Any,
+    queue: Any,
     sources: Any,
     norm: Norm,
     into: Layer,
@@ -175,14 +175,14 @@ def all_before(
     steps: Any,
     weights: Any,
 ) -> None:
-    """All that comes before the scan, for parts that ``counter`` hands out.
+    """All that comes before the scan, for parts of a ``queue``.
 
     ``parts`` (P, 4) are: which of the sources, the first row in it, in the answers, and how many
     rows; ``memory`` is for the rows of a part, and for sums.
     """
     normed, sums = memory
-    i = take(counter)
-    while i < len(parts):
+    i = take(queue, len(parts))
+    while i >= 0:
         source, place, rows = parts[i, 0], parts[i, 2], parts[i, 3]
         first = parts[i, 1] * width
         cycle_numba.norm(
@@ -190,13 +190,13 @@ def all_before(
         )
         activate(normed, rows, into.pairs, into.bias, width, palette, sums, u, gate, place)
         project(u, place, rows, ssm.pairs, ssm.bias, width, palette, sums, steps, weights)
-        i = take(counter)
+        i = take(queue, len(parts))
 
 
 @_compiled
 def all_after(
     parts: Any,
-    counter: Any,
+    queue: Any,
     u: Any,
     gate: Any,
     norm: Norm,
@@ -209,13 +209,11 @@ def all_after(
 ) -> None:
     """All that comes after the scan; as ``all_before``."""
     normed, sums = memory
-    i = take(counter)
-    while i < len(parts):
+    i = take(queue, len(parts))
+    while i >= 0:
         source, start, rows = parts[i, 0], parts[i, 1], parts[i, 3]
         first = parts[i, 2] * width
-        cycle_numba.norm_gated(
-            u, gate, first, rows, norm.gain, norm.shift, norm.eps, width, normed
-        )
+        cycle_numba.norm_gated(u, gate, first, rows, norm.gain, norm.shift, norm.eps, width, normed)
         x, y = sources[source], targets[source]
         add(normed, rows, layer.pairs, layer.bias, width, palette, sums, x, start, y)
-        i = take(counter)
+        i = take(queue, len(parts))

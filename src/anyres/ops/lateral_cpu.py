@@ -9,7 +9,7 @@ Shapes: B pictures, (h, w) token grid, C channels, E channels of the embedding.
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,11 +100,9 @@ def _ready(out: Out) -> Callable[[tuple[int, int, int], Tensor], None]:
         def fetch(band: tuple[int, int, int], to: Tensor) -> None:
             picture, top, rows = band
             work = numbers(_buffers.take("line", torch.float32, sides[1] + 1, channels))
-            kernels.join(
-                *(source, (picture * height + top) * width, (height, width), top, rows),
-                *(of_small, picture * sides.numel() * channels, tuple(sides), *of_joint),
-                *(channels, work, numbers(to)),
-            )
+            first, of_picture = (picture * height + top) * width, picture * sides.numel() * channels
+            places = source, first, (height, width), top, rows, of_small, of_picture, tuple(sides)
+            kernels.join(*places, *of_joint, channels, work, numbers(to))
 
     def put(band: tuple[int, int, int], sums: Tensor) -> None:
         count = band[2] * width

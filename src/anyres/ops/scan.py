@@ -101,9 +101,12 @@ def cycle_scan(
 
 
 def _scan_each(tensors: tuple[Tensor, ...], lengths: Sequence[int]) -> Tensor:
-    u, delta, a, b, c, *others = tensors
+    u, delta, a, b, c, d, gamma, *bias = tensors
     parts = zip(*(x.split(list(lengths), 1) for x in (u, delta, b, c)), strict=True)
-    scanned = [cycle_scan(u, delta, a, b, c, *others) for u, delta, b, c in parts]
+    scanned = [
+        cycle_scan(u, delta, a, b, c, d, gamma, bias[0] if bias else None)
+        for u, delta, b, c in parts
+    ]
     return torch.cat(scanned, 1)
 
 

@@ -109,9 +109,9 @@ def _forward(
 
     of_tasks, size = np.array(tasks), work_size(a.shape[1], tasks[0].together)
 
-    def run(counter: Any) -> None:
+    def run(queue: Any) -> None:
         memory = _memory(size)
-        forward_all(of_tasks, counter, sources, strides, answers, kept, keep, memory)
+        forward_all(of_tasks, queue, sources, strides, answers, kept, keep, memory)
 
     share_out(run)
     return y, states, sums

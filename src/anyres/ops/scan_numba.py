@@ -206,8 +206,7 @@ def _fetch_weights(
 @_compiled
 def _neighbour(t: Task, i: int) -> Task:
     """The i-th block after a task's own, as a task."""
-    block = t.block + i
-    width = min(LANES, t.channels - block * LANES)
+    block, width = t.block + i, min(LANES, t.channels - (t.block + i) * LANES)
     sizes = t.chunks, t.length, t.channels, t.states, t.cycles, t.padded
     return Task(t.number + i, t.sample, t.first, block, width, *sizes, 1)
 
@@ -245,9 +244,7 @@ def forward(
             at = first + i * apart
             _copy(work, at, size, STATES)
             passed = load(work, at + size)
-            passed = _scan(
-                _neighbour(task, i), k, sources, strides, y, kept, keep, work, passed
-            )
+            passed = _scan(_neighbour(task, i), k, sources, strides, y, kept, keep, work, passed)
             store(work, at + size, passed)
             _copy(work, STATES, size, at)
     for i in range(task.together):
@@ -299,7 +296,7 @@ def _scan(
 @_compiled
 def forward_all(
     tasks: Any,
-    counter: Any,
+    queue: Any,
     sources: Sources,
     strides: Strides,
     y: Numbers,
@@ -307,13 +304,13 @@ def forward_all(
     keep: bool,
     work: Floats,
 ) -> None:
-    """As ``forward``, of tasks (T, fields) that ``counter`` hands out, until there are no more."""
-    i = take(counter)
-    while i < len(tasks):
+    """As ``forward``, of tasks (T, fields) of a ``queue``, until there are no more."""
+    i = take(queue, len(tasks))
+    while i >= 0:
         t = tasks[i]
         task = Task(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11])
         forward(task, sources, strides, y, kept, keep, work)
-        i = take(counter)
+        i = take(queue, len(tasks))
 
 
 @_compiled

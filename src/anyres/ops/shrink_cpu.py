@@ -32,10 +32,10 @@ def shrink(x_BCHW: Tensor, side: int) -> Tensor:
     filled = -(-factors.shape[1] // LANES) * LANES
     factors = np.pad(factors, ((0, 0), (0, filled - factors.shape[1]))).ravel()
 
-    def run(counter: Any) -> None:
+    def run(queue: Any) -> None:
         line = numbers(_buffers.take("line", torch.float32, width + filled))
         sizes = batch * colours, height, width
-        kernels.shrink(source, counter, *sizes, down, (columns, factors), line, target)
+        kernels.shrink(source, queue, *sizes, down, (columns, factors), line, target)
 
     share_out(run)
     return made

@@ -64,7 +64,7 @@ def _row(
 @_compiled
 def shrink(
     pixels: Any,
-    counter: Any,
+    queue: Any,
     planes: int,
     height: int,
     width: int,
@@ -73,11 +73,11 @@ def shrink(
     line: Floats,
     out: Any,
 ) -> None:
-    """Planes (height, width) to the answer's rows and columns, rows that ``counter`` hands out."""
+    """Planes (height, width) to the answer's rows and columns, rows of a ``queue``."""
     rows, columns = len(down[0]), len(across[0])
-    i = take(counter)
-    while i < planes * rows:
+    i = take(queue, planes * rows)
+    while i >= 0:
         plane = i // rows
         start, to = plane * height * width, i * columns
         _row(pixels, start, width, i % rows, down, across, line, out, to)
-        i = take(counter)
+        i = take(queue, planes * rows)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from threading import Barrier
+from threading import Barrier, get_ident
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,7 +42,9 @@ def in_graph() -> bool:
 def share(work: Callable[[T], None], items: Iterable[T]) -> None:
     """Call ``work`` with each item, on as many threads as torch has; without gradients.
 
-    The caller's is one of them. Returns when all calls have. Which thread gets which item is left to chance, so calls must
+    The caller's is one of them; it takes items from the first on, the others from the last on, so
+    that of a picture in parts each finds most often what it made before. Returns when all calls
+    have. Which thread gets which item is left to chance, so calls must
     write to different places. With one thread, or one item, the caller does it itself.
 
     Raises:
@@ -51,26 +53,26 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
     waiting = deque(items)
     inference = torch.is_inference_mode_enabled()
 
-    def work_off() -> None:
+    def work_off(next_one: Callable[[], T]) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             while True:
                 try:
-                    item = waiting.popleft()
+                    item = next_one()
                 except IndexError:
                     return
                 work(item)
 
     threads = torch.get_num_threads()
     if threads == 1 or len(waiting) < 2:
-        work_off()
+        work_off(waiting.popleft)
         return
     pool = _pool(threads, os.getpid())
-    futures = [pool.submit(work_off) for _ in range(min(threads, len(waiting)) - 1)]
+    futures = [pool.submit(work_off, waiting.pop) for _ in range(min(threads, len(waiting)) - 1)]
     errors: list[BaseException] = []
     try:
         # The caller is one of them: to wake another thread takes as long as a small item.
         with _on_this_thread_alone(threads):
-            work_off()
+            work_off(waiting.popleft)
         for future in futures:
             # One that has not woken yet has nothing left to do.
             if not future.cancel() and (error := future.exception()) is not None:
@@ -87,14 +89,14 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
 
 
 def share_out(work: Callable[[Any], None]) -> None:
-    """Call compiled ``work`` once on each thread, with a counter of what has been begun.
+    """Call compiled ``work`` on each thread, with a queue that all have in common.
 
-    It takes one number after the other from it (``simd_rows.take``) until nothing is left to do.
-    So a thread asks for the interpreter once, and not for each piece: to wait for another that
-    has it takes as long as a small piece.
+    It takes one piece after the other from it (``simd_rows.take``) until none is left. So a thread
+    asks for the interpreter once, not for each piece: to wait for another that has it takes as
+    long as a small piece does.
     """
-    counter = np.zeros(1, np.int64)
-    share(lambda _: work(counter), range(torch.get_num_threads()))
+    begun, caller = np.zeros(3, np.int64), get_ident()  # of all, from the last on, from the first
+    share(lambda _: work((begun, get_ident() != caller)), range(torch.get_num_threads()))
 
 
 @contextmanager
