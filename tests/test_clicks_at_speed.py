@@ -161,9 +161,10 @@ def test_click_maps_see_what_all_pixels_with_all_clicks_give(pictures, monkeypat
     seen = []
     layer.to_s4.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     landmarks = Landmarks.of(maps, pixels)
-    layer(landmarks, (xy, labels), None, None, 4)
+    own = tuple(torch.zeros(pictures, c, 48 // k, 32 // k) for c, k in ((2, 1), (4, 2), (16, 4)))
+    layer(landmarks, (xy, labels), None, None, own, 4)
     monkeypatch.setattr("anyres.models.click_maps._NUMBERS", {"cpu": 1000})
-    layer(landmarks, (xy, labels), None, None, 4)
+    layer(landmarks, (xy, labels), None, None, own, 4)
     expected = plain_likeness(maps, layer.sharpness, pixels, xy, labels)
     for channels in seen:
         assert channels.shape == (4, 15, 48, 32)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.models.layers import SiLU, StridedConv2d, add_each, each, rows
+from anyres.models.layers import SiLU, StridedConv2d, add_each, each, rows, weight_and_bias
 from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.threads import runs_in_parts
@@ -163,11 +163,11 @@ class ClickMaps(nn.Module):
             None if masks is None else _squashed(masks, colours),
         )
         layers = [
-            click_cpu.Layers(conv.weight, conv.bias, conv.stride[0], out.weight, out.bias)
-            for conv, out in (
-                (self.to_s4[0], self.out_s4),
-                (self.to_s8[0], self.out_s8),
-                (self.to_s16[0], self.out_s16),
+            click_cpu.Layers(*weight_and_bias(conv), stride, *weight_and_bias(out))
+            for conv, stride, out in (
+                (self.to_s4[0], 1, self.out_s4),
+                (self.to_s8[0], 2, self.out_s8),
+                (self.to_s16[0], 2, self.out_s16),
             )
         ]
         sums = click_cpu.run(
@@ -292,8 +292,8 @@ def _largest_products(at_click_PNc: Tensor, map_BcHW: Tensor, labels_PN: Tensor)
         numbers = _NUMBERS.get(pixels.device.type, _NUMBERS_ELSEWHERE)
         step = max(1, numbers // max(labels.numel(), pixels.shape[1]))
         parts = []
-        for block in pixels.split(step):
-            products = (clicks.flatten(0, 1) @ wide(block).t()).unflatten(0, labels.shape)
+        for some in pixels.split(step):
+            products = (clicks.flatten(0, 1) @ wide(some).t()).unflatten(0, labels.shape)
             largest = [
                 (products + (labels != label)[..., None] * NOTHING).amax(1) for label in (1, 0)
             ]

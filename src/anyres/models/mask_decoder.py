@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import MLP, DoublingConv2d, LayerNorm2d, MLPBlock, SiLU, each, rows
+from anyres.models.layers import (
+    MLP,
+    DoublingConv2d,
+    LayerNorm2d,
+    MLPBlock,
+    SiLU,
+    each,
+    rows,
+    weight_and_bias,
+)
 from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.threads import runs_in_parts
@@ -108,8 +117,13 @@ class Attention(nn.Module):
 
 
 class Seen(NamedTuple):
-    """Attention to a part of the image: of its H * T scores each the highest one, the sum of their
-    exponentials and that of values so weighted, (P, H * T, 1 or C)."""
+    """Attention to a part of the image.
+
+    Attributes:
+        highest: the highest of each row's scores, (P, H * T, 1).
+        total: the sum of their exponentials, less the highest.
+        values: the sum of values so weighted, (P, H * T, C).
+    """
 
     highest: Tensor
     total: Tensor
@@ -187,7 +201,6 @@ def _step(
     asked: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, list[Seen]]:
     """Image tokens (P, n, C) hear what a block's tokens tell, if any; then others look at them."""
-
     if not _in_tiles(image):
         if told_by is not None and told is not None:
             weight, bias, values = (x.to(image.dtype) for x in told)
@@ -361,13 +374,15 @@ class MaskDecoder(nn.Module):
 
         first, norm, _, second, _ = self.output_upscaling
         layers = upscale_cpu.Upscaling(
-            _parameters(first), (*_parameters(norm), cast("LayerNorm2d", norm).eps),
-            _parameters(second),
+            weight_and_bias(first), (*weight_and_bias(norm), cast("LayerNorm2d", norm).eps),
+            weight_and_bias(second),
         )  # fmt: skip
         direct = None
         if self.direct is not None:
-            weight, bias = _parameters(self.direct[2])
-            direct = upscale_cpu.Direct(_parameters(self.direct[0]), (weight[chosen], bias[chosen]))
+            weight, bias = weight_and_bias(self.direct[2])
+            direct = upscale_cpu.Direct(
+                weight_and_bias(self.direct[0]), (weight[chosen], bias[chosen])
+            )
         return upscale_cpu.upscale(image_PhwC.contiguous(), layers, details, hyper_PMc, direct)
 
     def _upscale(self, image_PhwC: Tensor, details: list[Tensor]) -> Tensor:
@@ -377,10 +392,6 @@ class MaskDecoder(nn.Module):
         x = up2(act(norm(x + details[1] if details else x)))
         upscaled: Tensor = act2(x + details[0] if details else x)
         return upscaled
-
-
-def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    return layer.get_parameter("weight"), layer.get_parameter("bias")
 
 
 def _in_tiles(image: Tensor) -> bool:

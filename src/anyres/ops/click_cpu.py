@@ -4,7 +4,8 @@ Kernels: ``click_tiles`` and ``grid_tiles``. Shapes: B pictures, P prompts (prom
 picture p // (P // B)), N clicks, c channels of a map, (h, w) token grid.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ _LANES = 16
 _SIDE = 32
 
 _buffers = Buffers(1 << 25)
+
+
+_Call = Callable[[Any], None]  # of a thread's memory
 
 
 class Clicks(NamedTuple):
@@ -104,12 +108,16 @@ def run(
         b = prompt // (prompts // pictures)
         near = _likeness(picture, b, clicks, prompt, sharpness)
         planes = _planes(picture, b, clicks, prompt, near, others, scales)
-        stages = tuple(
-            click_tiles.Stage(*pair, *(numbers(y.permute(1, 2, 0)) for y in maps), len(maps[0]))
-            for pair, *maps in zip(
-                made, (x[b] for x in own), (x[prompt] for x in outs), strict=True
+        stages = [
+            click_tiles.Stage(
+                convolve,
+                project,
+                numbers(added[b].permute(1, 2, 0)),
+                numbers(out[prompt].permute(1, 2, 0)),
+                len(out[prompt]),
             )
-        )
+            for (convolve, project), added, out in zip(made, own, outs, strict=True)
+        ]
         _dense(planes, stages, outs[2].shape[2:])
     return tuple(outs)
 
@@ -126,22 +134,22 @@ def _likeness(
 ) -> list[Tensor]:
     """Of each map (2, H, W) float32, the largest likeness to a click of each label."""
     labels = clicks.labels[prompt].numpy()
-    answers, calls = [], []
+    answers: list[Tensor] = []
+    calls: list[_Call] = []
     for map_, lengths, features, s in zip(
         picture.maps, picture.lengths, clicks.features, sharpness, strict=True
     ):
         channels, height, width = map_[b].shape
         answers.append(torch.empty(2, height, width))
         x, each, out = (numbers(y) for y in (map_[b].permute(1, 2, 0), lengths[b], answers[-1]))
-        known = (channels, _in_order(features[prompt]), labels, each, s, simd_tiles.PALETTE)
+        ordered = _in_order(features[prompt])
         bands = -(-height * width // _PIXELS)
         for first, stop in _bands(height * width, bands, _SIDE):
-            calls.append((x, first, stop, *known, out, height * width))
+            given = (x, first, stop, channels, ordered, labels, each, s, out, height * width)
+            calls.append(partial(click_tiles.likeness, *given, simd_tiles.PALETTE))
 
-    def work(call: tuple[Any, ...]) -> None:
-        *known, out, pixels = call
-        space = numbers(_buffers.take("likeness", torch.float32, 1024 + 512 + 64))
-        click_tiles.likeness(*known, space, out, pixels)
+    def work(call: _Call) -> None:
+        call(numbers(_buffers.take("likeness", torch.float32, 1024 + 512 + 64)))
 
     share(work, calls)
     return answers
@@ -170,13 +178,14 @@ def _planes(
     colours, previous = clicks.colours[prompt], others.previous
     nearest = torch.cat([2 * colours, -colours.square().sum(-1, True)], -1)
     return click_tiles.Planes(
-        tuple(map(numbers, near)),
+        (numbers(near[0]), numbers(near[1]), numbers(near[2])),
         numbers(picture.colours[b]),
         numbers(picture.squares[b]),
         numbers(nearest),
         clicks.labels[prompt].numpy(),
         numbers(others.bumps[prompt]),
-        *(numbers(x[prompt]) for x in others.inside),
+        numbers(others.inside[0][prompt]),
+        numbers(others.inside[1][prompt]),
         numbers(near[0] if previous is None else previous[prompt]),
         previous is not None,
         scales,
@@ -190,19 +199,20 @@ def _layers(layer: Layers, least: int) -> tuple[grid_tiles.Convolution, grid_til
 
 
 def _dense(
-    planes: click_tiles.Planes, stages: tuple[click_tiles.Stage, ...], grid_hw: torch.Size
+    planes: click_tiles.Planes, stages: list[click_tiles.Stage], grid_hw: torch.Size
 ) -> None:
     height, width = grid_hw
+    s4, s8, s16 = stages
     channels = [click_tiles.CHANNELS, *(stage.convolution.outer for stage in stages)]
 
     def work(band: tuple[int, int]) -> None:
-        grids = [
+        stacked, *grids = (
             padded(_buffers, f"rows {i}", _ROWS, width * scale, count)
             for i, (scale, count) in enumerate(zip((4, 4, 2, 1), channels, strict=True))
-        ]
+        )
         sums = numbers(_buffers.take("sums", torch.float32, _SIDE * _SIDE))
         space = numbers(_buffers.take("lines", torch.float32, 5 * (4 * width + _LANES) + 512))
-        rows = click_tiles.Rows(simd_tiles.PALETTE, sums, space, *grids)
-        click_tiles.dense(planes, stages, 4 * height, *band, rows)
+        rows = click_tiles.Rows(simd_tiles.PALETTE, sums, space, stacked, *grids)
+        click_tiles.dense(planes, (s4, s8, s16), 4 * height, *band, rows)
 
     share(work, _bands(height, min(_BANDS, -(-height * width // _TOKENS))))

@@ -48,10 +48,10 @@ def likeness(
     labels: Any,
     lengths: Floats,
     sharpness: float,
-    palette: Any,
-    space: Floats,
     out: Floats,
     pixels: int,
+    palette: Any,
+    space: Floats,
 ) -> None:
     """exp(s (cos - 1)) of pixels and the most alike click of each label.
 
@@ -65,10 +65,10 @@ def likeness(
         labels: int64 of each click: 1, 0, or others, which do not count.
         lengths: one over that of each pixel's features.
         sharpness: s.
-        palette: of the tiles.
-        space: memory, 32 x 32 and 2 x 256 and 64 numbers.
         out: planes of ``pixels`` for the labels 1 and 0.
         pixels: of a plane.
+        palette: of the tiles.
+        space: memory, 32 x 32 and 2 x 256 and 64 numbers.
     """
     configure(palette)
     tiles, turned, best = channels // SIDE, SIDE * SIDE, SIDE * SIDE + 2 * LANES * LANES
@@ -138,7 +138,14 @@ class Planes(NamedTuple):
 
 @_compiled
 def _stretch(
-    plane: Floats, at: int, height: int, width: int, times: int, row: int, space: Floats, out: Floats
+    plane: Floats,
+    at: int,
+    height: int,
+    width: int,
+    times: int,
+    row: int,
+    space: Floats,
+    out: Floats,
 ) -> None:
     """A row of a plane (height, width) enlarged, bilinear, to the beginning of ``out``."""
     y = max((np.float32(row) + np.float32(0.5)) / np.float32(times) - np.float32(0.5), ZERO)

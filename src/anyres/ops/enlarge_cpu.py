@@ -27,10 +27,10 @@ def enlarge(source_Mhw: Tensor, down: Axis, across: Axis, out_MHW: Tensor, limit
         index, start = item
         out = out_MHW[index]
         exact = out.dtype == torch.float32
-        lines = (_buffers.take(name, torch.float32, width) for name in ("upper", "lower"))
+        upper, lower = (_buffers.take(name, torch.float32, width) for name in ("upper", "lower"))
         enlarge_numba.enlarge(
             *(numbers(source[index]), cells, start, min(start + step, height), rows, columns),
-            *(*map(numbers, lines), numbers(out if exact else nothing), limit),
+            *(numbers(upper), numbers(lower), numbers(out if exact else nothing), limit),
             numbers(nothing.bool() if exact else out),
         )
 

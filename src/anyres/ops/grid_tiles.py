@@ -19,10 +19,8 @@ from anyres.ops.product_tiles import SIDE, TILE, block
 from anyres.ops.simd import LANES, Floats, compiled, load, store
 from anyres.ops.simd_tiles import (
     clear,
-    configure,
     load_tile,
     multiply,
-    release,
     store_tile,
 )
 
@@ -62,9 +60,7 @@ def pixel(width: int, row: int, column: int, channels: int) -> int:
 
 
 @_compiled
-def convolve(
-    x: Grid, whole: bool, layer: Convolution, row: int, sums: Floats, out: Grid
-) -> None:
+def convolve(x: Grid, whole: bool, layer: Convolution, row: int, sums: Floats, out: Grid) -> None:
     """A row of the answer, after its SiLU.
 
     Args:

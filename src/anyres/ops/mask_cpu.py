@@ -1,6 +1,6 @@
 """The embedding of previous masks on a CPU without gradients, in bands; kernels: ``mask_tiles``."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,7 @@ def embed(masks_P1HW: Tensor, layers: Downscaling) -> Tensor:
     prompts, _, height, width = masks_P1HW.shape
     last = projection(*layers.last, _SIDE)
     parameters = mask_tiles.Downscaling(
-        *(tuple(numbers(x.float().contiguous()) for x in each) for each in layers[:2]),
-        *(layers.eps, last.weight, last.bias),
+        _floats(layers.first), _floats(layers.second), layers.eps, last.weight, last.bias
     )
     masks = masks_P1HW.float().contiguous()
     shape = (prompts, height // 4, width // 4, len(layers.last[1]))
@@ -51,13 +50,18 @@ def embed(masks_P1HW: Tensor, layers: Downscaling) -> Tensor:
     def run(item: tuple[int, int]) -> None:
         prompt, first = item
         full = torch.float32
-        space, sums = (_buffers.take(name, full, _SIDE * _SIDE) for name in ("space", "sums"))
-        rows = _buffers.take("rows", torch.bfloat16, _SIDE * _SIDE)
+        space, sums = (numbers(_buffers.take(n, full, _SIDE * _SIDE)) for n in ("space", "sums"))
+        rows = numbers(_buffers.take("rows", torch.bfloat16, _SIDE * _SIDE))
+        stop = min(first + step, height // 4)
         mask_tiles.embed(
-            *(numbers(masks[prompt]), width // 4, first, min(first + step, height // 4)),
-            *(parameters, simd_tiles.PALETTE, *map(numbers, (space, rows, sums))),
-            numbers(out[prompt]),
+            *(numbers(masks[prompt]), width // 4, first, stop, parameters, simd_tiles.PALETTE),
+            *(space, rows, sums, numbers(out[prompt])),
         )
 
     share(run, ((p, first) for p in range(prompts) for first in range(0, height // 4, step)))
     return out.permute(0, 3, 1, 2)
+
+
+def _floats(parameters: tuple[Tensor, ...]) -> tuple[Any, Any, Any, Any]:
+    weight, bias, norm, norm_bias = (numbers(x.float().contiguous()) for x in parameters)
+    return weight, bias, norm, norm_bias

@@ -110,9 +110,7 @@ def embed(
                             at = above + (k // 2 * 4 + k % 2) * LANES
                             v = multiply_add(load(space, at), spread(weight, o * 4 + k), v)
                         store(space, small + (o * 4 + corner) * LANES, v)
-                    _norm(
-                        *(space, small + corner * LANES, 4 * LANES, SMALL, norm, norm_bias, eps)
-                    )
+                    _norm(*(space, small + corner * LANES, 4 * LANES, SMALL, norm, norm_bias, eps))
                 for o in range(LARGE):
                     v = spread(bias2, o)
                     for k in range(4 * SMALL):

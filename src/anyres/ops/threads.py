@@ -134,7 +134,7 @@ def alone(work: Callable[[], T]) -> T:
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
     """The threads. They do not survive a fork: ``process`` makes a child start its own."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="anyres")
-    started = Barrier(count)
+    started, before = Barrier(count), torch.get_num_threads()
 
     def start() -> None:
         torch.set_num_threads(1)
@@ -145,5 +145,5 @@ def _pool(count: int, process: int) -> ThreadPoolExecutor:
     for future in [pool.submit(start) for _ in range(count)]:
         future.result()
     # torch keeps a number for each thread, and that set last for threads to come.
-    torch.set_num_threads(count)
+    torch.set_num_threads(before)
     return pool

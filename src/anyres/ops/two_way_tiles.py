@@ -32,9 +32,7 @@ ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 LEAST = np.float32(-1e30)
 
-_compiled = compiled(
-    __file__, *(str(m.__file__) for m in (product_tiles, simd_rows, simd_tiles))
-)
+_compiled = compiled(__file__, *(str(m.__file__) for m in (product_tiles, simd_rows, simd_tiles)))
 
 
 class Told(NamedTuple):
@@ -90,7 +88,9 @@ class Space(NamedTuple):
 
 
 @_compiled
-def _score(space: Space, channels: int, weight: Any, bias: Floats, columns: Floats, step: int, at: int) -> None:
+def _score(
+    space: Space, channels: int, weight: Any, bias: Floats, columns: Floats, step: int, at: int
+) -> None:
     """Scores of 32 placed tokens for all rows, rows ``step`` apart, tokens side by side."""
     placed, sums, count, rows = space.placed, space.sums, channels // SIDE, len(bias)
     for o in range(0, rows, SIDE):

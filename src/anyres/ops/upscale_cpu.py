@@ -5,6 +5,7 @@ maps are (P, C, h, w), channels last in memory.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from anyres.ops.buffers import Buffers
 from anyres.ops.grid_tiles import Grid
 from anyres.ops.grids import convolution, padded
 from anyres.ops.products import Layer, take
+from anyres.ops.simd import Floats
 from anyres.ops.threads import share
 
 _BANDS = 6  # that a map is cut into: few, since what Python does for each costs as much as a row
@@ -62,28 +64,42 @@ def upscale(
         hyper_PMc: what the finest map is multiplied by, (P, M, C / 8).
         direct: further layers, if any.
     """
-    prompts, height, width, channels = image_PhwC.shape
+    prompts, height, width, _ = image_PhwC.shape
     masks = hyper_PMc.shape[1]
     logits = torch.empty(prompts, masks, 4 * height, 4 * width)
     parameters = _parameters(layers, details)
-    fine = _fine(image_PhwC.shape, direct is not None)
+    kept = direct is not None
+    fine = _fine(image_PhwC.shape, kept)
     for prompt in range(prompts):
         answer, hyper = numbers(logits[prompt]), _floats(hyper_PMc[prompt])
-
-        def run(rows: slice, prompt: int = prompt, answer=answer, hyper=hyper) -> None:
-            tokens = image_PhwC[prompt, rows].flatten(0, 1)
-            x = take(_buffers, "x", image_PhwC.dtype, len(tokens), channels)
-            x[: len(tokens)] = tokens
-            upscale_tiles.upscale(
-                *(numbers(x), prompt, height, width, channels, rows.start, rows.stop, parameters),
-                *(hyper, masks, _space(width, channels), answer),
-                *(direct is not None, fine),
-            )
-
+        run = partial(
+            _upscale, image_PhwC[prompt], prompt, parameters, hyper, masks, answer, fine, kept
+        )
         share(run, _bands(height, 16 * width))
         if direct is not None:
             _add_direct(logits[prompt], fine, direct)
     return logits
+
+
+def _upscale(
+    image_hwC: Tensor,
+    prompt: int,
+    parameters: upscale_tiles.Layers,
+    hyper: Floats,
+    masks: int,
+    answer: Floats,
+    fine: Grid,
+    kept: bool,
+    rows: slice,
+) -> None:
+    height, width, channels = image_hwC.shape
+    tokens = image_hwC[rows].flatten(0, 1)
+    x = take(_buffers, "x", image_hwC.dtype, len(tokens), channels)
+    x[: len(tokens)] = tokens
+    upscale_tiles.upscale(
+        *(numbers(x), prompt, height, width, channels, rows.start, rows.stop, parameters),
+        *(hyper, masks, _space(width, channels), answer, kept, fine),
+    )
 
 
 def _bands(height: int, width: int) -> Iterator[slice]:
@@ -113,8 +129,8 @@ def _parameters(layers: Upscaling, details: tuple[Tensor, ...]) -> upscale_tiles
     )
 
 
-def _floats(x: Tensor) -> upscale_tiles.Floats:
-    found: upscale_tiles.Floats = numbers(x.float().contiguous())
+def _floats(x: Tensor) -> Floats:
+    found: Floats = numbers(x.float().contiguous())
     return found
 
 

@@ -26,9 +26,7 @@ from anyres.ops.simd_tiles import coarse_gelu, configure, release
 ZERO, ONE = np.float32(0), np.float32(1)
 GROUP = LANES // 2  # pixels of the first map whose 16 in a row of the second are done at a time
 
-_compiled = compiled(
-    __file__, *(str(m.__file__) for m in (grid_tiles, product_tiles, simd_rows))
-)
+_compiled = compiled(__file__, *(str(m.__file__) for m in (grid_tiles, product_tiles, simd_rows)))
 
 
 class Layers(NamedTuple):
