@@ -21,6 +21,8 @@ from anyres.predict.load import put
 
 XS = preset("hrsam_xs")
 
+PARTS = [slice(0, 7), slice(7, 8), slice(8, 60)]
+
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
@@ -43,15 +45,18 @@ def test_attention_of_tokens_and_image_is_the_published_one(dtype):
     tokens, other, image, placed = (torch.randn(3, n, 64) for n in (7, 7, 60, 60))
     expected = (
         plain_attention(layer, tokens, other, other),
-        plain_attention(layer, tokens, placed, image),
+        *[plain_attention(layer, tokens, placed, image)] * 2,
         image + plain_attention(layer, placed, tokens, other),
     )
     layer = layer.to(dtype)
     tokens, other, image, placed = (x.to(dtype) for x in (tokens, other, image, placed))
     found = (
         layer(tokens, other, other),
-        layer.from_image(tokens, placed, image),
-        layer.to_image(image, placed, tokens, other),
+        layer.understand([layer.look(layer.ask(tokens), placed, image)]),
+        layer.understand(
+            [layer.look(layer.ask(tokens), placed[:, part], image[:, part]) for part in PARTS]
+        ),
+        layer.hear(image, placed, layer.tell(tokens, other)),
     )
     for one, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(one.float(), wanted, rtol=0, atol=TOLERANCE[dtype])
@@ -156,9 +161,10 @@ def test_click_maps_see_what_all_pixels_with_all_clicks_give(pictures, monkeypat
     seen = []
     layer.to_s4.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     landmarks = Landmarks.of(maps, pixels)
-    layer(landmarks, (xy, labels), None, None, 4)
+    own = tuple(torch.zeros(pictures, c, 48 // k, 32 // k) for c, k in ((2, 1), (4, 2), (16, 4)))
+    layer(landmarks, (xy, labels), None, None, own, 4)
     monkeypatch.setattr("anyres.models.click_maps._NUMBERS", {"cpu": 1000})
-    layer(landmarks, (xy, labels), None, None, 4)
+    layer(landmarks, (xy, labels), None, None, own, 4)
     expected = plain_likeness(maps, layer.sharpness, pixels, xy, labels)
     for channels in seen:
         assert channels.shape == (4, 15, 48, 32)

@@ -330,7 +330,7 @@ def test_errors_of_the_kernel_are_raised(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*arguments: object) -> None:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(scan_cpu, "forward", broken)
+    monkeypatch.setattr(scan_cpu, "forward_all", broken)
     monkeypatch.delenv("ANYRES_SCAN", raising=False)
     with pytest.raises(RuntimeError, match="no such instruction"):
         scan.cycle_scan(*(x.float() for x in make(2, 4, 40, 2, 1)))
@@ -482,3 +482,36 @@ def test_bfloat16_is_the_rounded_answer(highest: float) -> None:
     assert y.dtype == torch.bfloat16
     rounding = (wanted.bfloat16().double() - wanted).norm()
     assert float((y.double() - wanted).norm()) < 1.45 * float(rounding)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("learns", [False, True])
+def test_sequences_of_their_own(kind: torch.dtype, learns: bool) -> None:
+    tensors = [x.to(kind).requires_grad_(learns) for x in make(2, 90, 48, 4, 3)]
+    u, delta, a, b, c, *others = tensors
+    lengths = [70, 1, 19]
+    y = scan.cycle_scan(*tensors, lengths=lengths)
+    parts = zip(*(x.split(lengths, 1) for x in (u, delta, b, c)), strict=True)
+    wanted = [scan.cycle_scan(u, delta, a, b, c, *others) for u, delta, b, c in parts]
+    assert torch.equal(y, torch.cat(wanted, 1))
+    assert not torch.equal(y, scan.cycle_scan(*tensors))
+
+
+@pytest.mark.parametrize("lengths", [[5], [4, 3], [6, 0], [7, -1]])
+def test_wrong_lengths(lengths: list[int]) -> None:
+    with pytest.raises(InputError, match="sequences"):
+        scan.cycle_scan(*make(1, 6, 4, 3, 2), lengths=lengths)
+
+
+@needs_numba
+def test_any_number_of_threads_scans_the_same() -> None:
+    tensors = [x.bfloat16() for x in make(1, 150, 80, 4, 3)]
+    before, answers = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):  # blocks of channels go in pairs, or alone
+            torch.set_num_threads(threads)
+            answers.append(scan.cycle_scan(*tensors))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.models.layers import SiLU, StridedConv2d, each, rows
+from anyres.models.layers import SiLU, StridedConv2d, add_each, each, rows, weight_and_bias
+from anyres.ops import block
 from anyres.ops.precision import wide
+from anyres.ops.threads import runs_in_parts
 
 MAP_CHANNELS = 15
 # Scales of the squared colour difference, in units of the normalised input (std 1).
@@ -26,6 +28,9 @@ COLOUR_SCALES = (0.1, 1.0)
 CLICK_SIGMA = 1.5
 # Beyond so many pixels of stride 4 the bump of a click is below 1e-8.
 CLICK_REACH = 9
+# Tokens in a row, and in all, that the compiled kernels want.
+_LEAST_WIDTH = 4
+_LEAST_TOKENS = 32
 # Stands for the likeness to no click at all; times 0 it is not NaN.
 NOTHING = -1e9
 # Float32 numbers compared at once. On CPUs they stay in the cache.
@@ -83,23 +88,28 @@ class ClickMaps(nn.Module):
         points: tuple[Tensor, Tensor] | None,
         boxes: Tensor | None,
         masks: Tensor | None,
+        own: tuple[Tensor, Tensor, Tensor],
         prompts: int,
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-        """Compute the dense prompts.
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Compute the dense prompts and add them to what they are for.
 
         Args:
             landmarks: of the pictures.
             points: coordinates (P, N, 2) and labels (P, N): 1, 0, or -1 for none.
             boxes: (P, 4) XYXY.
             masks: previous logits (P, 1, 4h, 4w).
+            own: maps of the pictures at strides 4, 8 and 16, (B, dim/8, 4h, 4w),
+                (B, dim/4, 2h, 2w) and (B, dim, h, w).
             prompts: P.
 
         Returns:
-            Dense prompts at strides 4, 8 and 16, (P, dim/8, 4h, 4w), (P, dim/4, 2h, 2w) and
-            (P, dim, h, w); and additions to the tokens of the points, (P, N, dim).
+            Those maps with the dense prompts added, for each prompt; and additions to the tokens of
+            the points, (P, N, dim).
         """
         colours, dtype = landmarks.colours, landmarks.maps[0].dtype
         size_hw = (colours.shape[2], colours.shape[3])
+        if points is not None and self._runs_in_tiles(landmarks, own):
+            return self._in_tiles(landmarks, points, boxes, masks, own)
         tokens = None
         if points is None:
             channels = [colours.new_zeros(prompts, 12, *size_hw)]
@@ -115,7 +125,69 @@ class ClickMaps(nn.Module):
         s4 = self.to_s4(stacked)
         s8 = self.to_s8(s4)
         s16 = self.to_s16(s8)
-        return (self.out_s4(s4), self.out_s8(s8), self.out_s16(s16)), tokens
+        dense = (self.out_s4(s4), self.out_s8(s8), self.out_s16(s16))
+        return tuple(add_each(d, x) for d, x in zip(dense, own, strict=True)), tokens
+
+    def _runs_in_tiles(self, landmarks: Landmarks, own: tuple[Tensor, ...]) -> bool:
+        channels = [x.shape[1] for x in landmarks.maps]
+        height, width = landmarks.maps[2].shape[2:]
+        fits = width >= _LEAST_WIDTH and height * width >= _LEAST_TOKENS
+        last = all(x.is_contiguous(memory_format=torch.channels_last) for x in own)
+        return (
+            runs_in_parts(landmarks.colours)
+            and block.clicks_run_in_tiles(landmarks.maps[0].dtype, channels, own[0].shape[1])
+            and fits
+            and last
+        )
+
+    def _in_tiles(
+        self,
+        landmarks: Landmarks,
+        points: tuple[Tensor, Tensor],
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        own: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        from anyres.ops import click_cpu
+
+        xy, labels = points
+        colours, dtype = landmarks.colours, landmarks.maps[0].dtype
+        size_hw = (colours.shape[2], colours.shape[3])
+        features = self._at_clicks(landmarks, xy)
+        clicks = click_cpu.Clicks(
+            labels.long().contiguous(), features, _sample(colours, xy, stride=4)[..., :3]
+        )
+        others = click_cpu.Others(
+            _bumps(xy, labels, size_hw),
+            _sides_inside(boxes, len(xy), colours),
+            None if masks is None else _squashed(masks, colours),
+        )
+        layers = [
+            click_cpu.Layers(*weight_and_bias(conv), stride, *weight_and_bias(out))
+            for conv, stride, out in (
+                (self.to_s4[0], 1, self.out_s4),
+                (self.to_s8[0], 2, self.out_s8),
+                (self.to_s16[0], 2, self.out_s16),
+            )
+        ]
+        sums = click_cpu.run(
+            click_cpu.Picture(landmarks.maps, landmarks.lengths, colours, landmarks.squares),
+            clicks,
+            self.sharpness.exp().tolist(),
+            COLOUR_SCALES,
+            others,
+            layers,
+            own,
+        )
+        known = (labels >= 0).to(dtype)[..., None]
+        return sums, self.to_token(torch.cat(features, -1).to(dtype)) * known
+
+    def _at_clicks(self, landmarks: Landmarks, xy: Tensor) -> tuple[Tensor, ...]:
+        """Features at the clicks, of length 1, (P, N, c) of each map, float32 or wider."""
+        return tuple(
+            wide(_sample(x, xy, 4 * 2**i)) * _sample(lengths, xy, 4 * 2**i)
+            for i, (x, lengths) in enumerate(zip(landmarks.maps, landmarks.lengths, strict=True))
+        )
 
     def _likeness(
         self, landmarks: Landmarks, xy: Tensor, labels: Tensor
@@ -125,11 +197,9 @@ class ClickMaps(nn.Module):
         What is most alike is sought before the exponential, which keeps the order.
         """
         likeness, features = [], []
-        for i, (features_map, lengths) in enumerate(
-            zip(landmarks.maps, landmarks.lengths, strict=True)
+        for i, (features_map, lengths, at_click) in enumerate(
+            zip(landmarks.maps, landmarks.lengths, self._at_clicks(landmarks, xy), strict=True)
         ):
-            stride = 4 * 2**i
-            at_click = wide(_sample(features_map, xy, stride)) * _sample(lengths, xy, stride)
             cosine = _largest_products(at_click, features_map, labels) * each(lengths, len(xy))
             similar = _exp(self.sharpness[i].exp() * (cosine - 1))
             if i:
@@ -172,22 +242,32 @@ def _bumps(xy: Tensor, labels: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 def _inside(boxes: Tensor | None, prompts: int, like: Tensor) -> Tensor:
     """1 inside the box, 0 elsewhere, (P, 1, 4h, 4w)."""
+    rows, columns = _sides_inside(boxes, prompts, like)
+    return rows[:, None, :, None] * columns[:, None, None, :]
+
+
+def _sides_inside(boxes: Tensor | None, prompts: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """1 for rows (P, 4h) and columns (P, 4w) that the box reaches, 0 for others."""
     height, width = like.shape[2:]
     if boxes is None:
-        return like.new_zeros(prompts, 1, height, width)
+        return like.new_zeros(prompts, height), like.new_zeros(prompts, width)
     # Centres of the pixels of stride 4, in input pixels.
     y, x = ((torch.arange(n, device=like.device) + 0.5) * 4 for n in (height, width))
     x0, y0, x1, y1 = boxes.float()[..., None].unbind(1)
-    rows, columns = (y >= y0) & (y <= y1), (x >= x0) & (x <= x1)
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(like.dtype)
+    return ((y >= y0) & (y <= y1)).to(like.dtype), ((x >= x0) & (x <= x1)).to(like.dtype)
 
 
 def _previous(masks: Tensor | None, prompts: int, like: Tensor) -> list[Tensor]:
     """The previous mask in -1 .. 1, and whether there is one."""
     if masks is None:
         return [like.new_zeros(prompts, 2, *like.shape[2:])]
-    squashed = torch.tanh(masks.to(like.dtype) / 4)
+    squashed = _squashed(masks, like)
     return [squashed, torch.ones_like(squashed)]
+
+
+def _squashed(masks: Tensor, like: Tensor) -> Tensor:
+    """Logits in -1 .. 1."""
+    return torch.tanh(masks.to(like.dtype) / 4)
 
 
 def _sample(map_BcHW: Tensor, xy_PN2: Tensor, stride: int) -> Tensor:
@@ -212,8 +292,8 @@ def _largest_products(at_click_PNc: Tensor, map_BcHW: Tensor, labels_PN: Tensor)
         numbers = _NUMBERS.get(pixels.device.type, _NUMBERS_ELSEWHERE)
         step = max(1, numbers // max(labels.numel(), pixels.shape[1]))
         parts = []
-        for block in pixels.split(step):
-            products = (clicks.flatten(0, 1) @ wide(block).t()).unflatten(0, labels.shape)
+        for some in pixels.split(step):
+            products = (clicks.flatten(0, 1) @ wide(some).t()).unflatten(0, labels.shape)
             largest = [
                 (products + (labels != label)[..., None] * NOTHING).amax(1) for label in (1, 0)
             ]

@@ -17,7 +17,8 @@ Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, cast
+from itertools import zip_longest
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,7 @@ class HRSAMEncoder(nn.Module):
         """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
         check_pixels(x, self.config.patch)
         in_parts = runs_in_parts(x) and as_built(self._cut_layers(), x.dtype)
-        anchors = [self._shrink(x)] if self.config.anchor else []
+        anchors = [self._shrink(x, in_parts)] if self.config.anchor else []
         tokens, details = self._embed(x, in_parts)
         scales = [tokens, *(self._embed(anchor, in_parts)[0] for anchor in anchors)]
         plans = [self._plans(scale, is_anchor=i > 0) for i, scale in enumerate(scales)]
@@ -122,16 +123,19 @@ class HRSAMEncoder(nn.Module):
         for i, layer in enumerate(self.blocks):
             if i in outs:
                 scans = self.ss_mamba_blocks if self.config.anchor else self.mamba_blocks
-                scales = [_scan(scans[outs[i]], [scale], over)[0] for scale in scales]
+                scales = cast(CycleScan, scans[outs[i]]).over_each(scales, over)
                 over = in_parts
-            run = cast(Block, layer).in_place if over else layer
-            scales = [
-                run(scale, plan[i % 2], rope) for scale, plan in zip(scales, plans, strict=True)
-            ]
+            of_block = [plan[i % 2] for plan in plans]
+            if in_parts:
+                scales = cast(Block, layer).over(scales, of_block, rope, over)
+            else:
+                pairs = zip(scales, of_block, strict=True)
+                scales = [layer(scale, plan, rope) for scale, plan in pairs]
             over = in_parts
             if i in outs:
                 if self.config.anchor:
-                    scales = _scan(self.ms_mamba_blocks[outs[i]], scales, over)
+                    joint = cast(CycleScan, self.ms_mamba_blocks[outs[i]])
+                    scales = joint.over(scales, over)
                 kept.append(scales)
                 over = False
         return self._join(kept, in_parts), details
@@ -157,15 +161,18 @@ class HRSAMEncoder(nn.Module):
 
         return _in_bands(embed, x, (len(x), *grid_hw, self.config.dim), in_parts), ()
 
-    def _shrink(self, x: Tensor) -> Tensor:
+    def _shrink(self, x: Tensor, in_parts: bool = False) -> Tensor:
         """The picture as a square of the anchor's side, whatever its proportions."""
         side = self.config.anchor
         # The first version of the paper takes single pixels. The second's anchor is smaller, and of
         # a picture of 4096 pixels it would see one pixel in 256.
         smooth = not self.config.shift_anchor
-        wide = torch.promote_types(x.dtype, torch.float32)
+        if smooth and in_parts and block.runs_in_lanes(x.dtype, x.shape[-1:]):
+            from anyres.ops import shrink_cpu
+
+            return shrink_cpu.shrink(x, side)
         small = F.interpolate(
-            x.to(wide), (side, side), mode="bilinear", align_corners=False, antialias=smooth
+            wide(x), (side, side), mode="bilinear", align_corners=False, antialias=smooth
         )
         return small.to(x.dtype)
 
@@ -179,6 +186,8 @@ class HRSAMEncoder(nn.Module):
         """The embedding, of what came out of the out blocks."""
         tokens = kept[0][0]
         shape = (*tokens.shape[:3], self.config.neck)
+        if in_parts and block.runs_in_lanes(tokens.dtype, (tokens.shape[-1], shape[-1])):
+            return self._joined_compiled(kept).permute(0, 3, 1, 2)
 
         def widen(small_BssC: Tensor) -> Tensor:
             size = (small_BssC.shape[1], shape[2])
@@ -188,19 +197,10 @@ class HRSAMEncoder(nn.Module):
 
         kept = _aside(in_parts, lambda: [[one, *map(widen, small)] for one, *small in kept])
 
-        compiled = in_parts and block.scan_runs_compiled(tokens.new_empty(0, shape[3]))
-
         def project(rows: slice) -> Tensor:
             fused = [self._fuse(scales, i, rows) for i, scales in enumerate(kept)]
-            if not compiled:
-                pairs = zip(self.lateral_convs, fused, strict=True)
-                return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
-            from anyres.ops import block_cpu, cycle_cpu
-
-            products, norms = zip(*cast(Iterable[nn.Sequential], self.lateral_convs), strict=True)
-            made = [product(x) for product, x in zip(products, fused, strict=True)]
-            of_norms = [block_cpu.Norm.of(norm) for norm in norms]
-            return cycle_cpu.sum_of_norms(torch.stack(made), of_norms)
+            pairs = zip(self.lateral_convs, fused, strict=True)
+            return torch.stack([lateral(x) for lateral, x in pairs]).sum(0)
 
         summed = _in_bands(project, tokens, shape, in_parts)
 
@@ -211,6 +211,19 @@ class HRSAMEncoder(nn.Module):
             return inner
 
         return _in_bands(smooth, tokens, shape, in_parts).permute(0, 3, 1, 2)
+
+    def _joined_compiled(self, kept: list[list[Tensor]]) -> Tensor:
+        from anyres.ops import lateral_cpu
+
+        joints = cast(
+            Iterable[nn.Sequential], self.multi_scale_fusion if self.config.anchor else ()
+        )
+        laterals = cast(Iterable[nn.Sequential], self.lateral_convs)
+        outs = [
+            lateral_cpu.Out(scales, cast(nn.LayerNorm, joint[0]) if joint else None, *lateral)
+            for scales, joint, lateral in zip_longest(kept, joints, laterals)
+        ]
+        return lateral_cpu.run(outs, *cast(Any, (self.out_conv[0], self.out_conv[2])))
 
     def _fuse(self, scales: list[Tensor], number: int, rows: slice) -> Tensor:
         """Both scales' channels side by side at some rows of the picture's grid.
@@ -266,8 +279,3 @@ def _in_bands(
     count = max(1, group_size(made) // shape[2])
     share(put, [slice(i, min(i + count, shape[1])) for i in range(0, shape[1], count)])
     return made
-
-
-def _scan(scan: nn.Module, scales: list[Tensor], over: bool) -> list[Tensor]:
-    """Scan the tokens of all scales as one sequence, each in raster order."""
-    return cast(CycleScan, scan).over(scales, over)

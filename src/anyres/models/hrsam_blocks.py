@@ -10,9 +10,10 @@ Parameter names are those of the official state dict.
 Shapes: B pictures, (h, w) token grid, C channels, L = h * w; H heads, D channels of a head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.rope import split_pairs, turn_table
 from anyres.ops.scan import cycle_scan
-from anyres.ops.threads import alone, runs_in_parts, share
+from anyres.ops.threads import runs_in_parts, share
 from anyres.ops.window_attention import Slots, attend_windows
 from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
 
@@ -33,10 +34,10 @@ from anyres.ops.windows import Group, Span, WindowPlan, merge, partition
 LEAST, MOST = 256, 2048
 
 
-def group_size(x_BhwC: Tensor) -> int:
+def group_size(x_BhwC: Tensor, parts: int = 4) -> int:
     """Tokens of each picture that go through layers at a time."""
     tokens = x_BhwC.shape[:3].numel()
-    return min(max(tokens // 4, LEAST), MOST) // len(x_BhwC)
+    return min(max(tokens // parts, LEAST), MOST) // len(x_BhwC)
 
 
 class _Projection:
@@ -132,28 +133,38 @@ class Block(nn.Module):
     def forward(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Shape kept."""
         if runs_in_parts(x_BhwC) and as_built(list(self.modules())[1:], x_BhwC.dtype):
-            out_BhwC = torch.empty_like(x_BhwC, memory_format=torch.contiguous_format)
-            return self._in_parts(x_BhwC.contiguous(), plan, rope, out_BhwC)
+            return self.over([x_BhwC], [plan], rope)[0]
         x = x_BhwC + self.attn(self.norm1(x_BhwC), plan, rope)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
-    def in_place(self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """The same, for layers as built that run in parts; overwrites the tokens."""
-        x_BhwC = x_BhwC.contiguous()
-        return self._in_parts(x_BhwC, plan, rope, x_BhwC)
+    def over(
+        self,
+        maps: Sequence[Tensor],
+        plans: Sequence[WindowPlan],
+        rope: tuple[Tensor, Tensor],
+        in_place: bool = False,
+    ) -> list[Tensor]:
+        """Each map (B, h, w, C) in windows of its own, for layers as built that run in parts.
 
-    def _in_parts(
-        self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor], out_BhwC: Tensor
-    ) -> Tensor:
-        if block.runs_compiled(x_BhwC, self.attn.heads, plan.window, self.mlp.fc1.out_features):
-            self._compiled(x_BhwC, plan, rope, out_BhwC)
-        else:
+        ``in_place`` allows to overwrite them.
+        """
+        maps = [x.contiguous() for x in maps]
+        outs = maps if in_place else [torch.empty_like(x) for x in maps]
+        hidden = self.mlp.fc1.out_features
+        if block.runs_compiled(maps[0], self.attn.heads, plans[0].window, hidden):
+            self._compiled(maps, plans, rope, outs)
+            return outs
+        for x_BhwC, plan, out_BhwC in zip(maps, plans, outs, strict=True):
             self._in_groups(x_BhwC, plan, rope, out_BhwC)
-        return out_BhwC
+        return outs
 
     def _compiled(
-        self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor], out_BhwC: Tensor
+        self,
+        maps: Sequence[Tensor],
+        plans: Sequence[WindowPlan],
+        rope: tuple[Tensor, Tensor],
+        outs: Sequence[Tensor],
     ) -> None:
         from anyres.ops import block_amx, block_cpu
 
@@ -167,10 +178,13 @@ class Block(nn.Module):
         parameters = block_cpu.Parameters(
             self.attn.heads, self.attn.padding, cos, sin, (first, second), qkv, proj, fc1, fc2
         )
-        hidden = self.mlp.fc1.out_features
-        in_tiles = block.runs_in_tiles(x_BhwC, plan.window, hidden)
-        run = block_amx.run_block if in_tiles else block_cpu.run_block
-        run(x_BhwC, plan, group_size(x_BhwC), parameters, out_BhwC)
+        in_tiles = block.runs_in_tiles(maps[0], plans[0].window, self.mlp.fc1.out_features)
+        parts, run = (16, block_amx.run_block) if in_tiles else (4, block_cpu.run_block)
+        pieces = [
+            block_cpu.Piece(x, plan, group_size(x, parts), out)
+            for x, plan, out in zip(maps, plans, outs, strict=True)
+        ]
+        run(pieces, parameters)
 
     def _in_groups(
         self, x_BhwC: Tensor, plan: WindowPlan, rope: tuple[Tensor, Tensor], out_BhwC: Tensor
@@ -209,7 +223,7 @@ class CycleScan(nn.Module):
             return self._compiled([x_BLC])[0]
         inputs = self.in_proj(self.in_norm(x_BLC))
         u, gate = inputs.split(self.sizes[0], dim=-1)
-        y = self.out_norm(self._scan(u, self.ssm_proj(u)))
+        y = self.out_norm(self._scan(u, *self.ssm_proj(u).tensor_split(self.sizes[:1], dim=-1)))
         out: Tensor = x_BLC + self.out_proj(gate * y)
         return out
 
@@ -221,23 +235,37 @@ class CycleScan(nn.Module):
         if self._runs_compiled(maps[0]):
             return self._compiled(maps, in_place)
         sequence = torch.cat([x.flatten(1, 2) for x in maps], dim=1)
-        parts = self(sequence).split([x.shape[1] * x.shape[2] for x in maps], dim=1)
+        parts = self(sequence).split(_lengths(maps), dim=1)
         return [part.unflatten(1, x.shape[1:3]) for part, x in zip(parts, maps, strict=True)]
+
+    def over_each(self, maps: list[Tensor], in_place: bool = False) -> list[Tensor]:
+        """As ``over``, each map's tokens as a sequence of their own."""
+        if self._runs_compiled(maps[0]):
+            return self._compiled(maps, in_place, _lengths(maps))
+        return [self.over([x])[0] for x in maps]
 
     def _runs_compiled(self, x: Tensor) -> bool:
         in_parts = runs_in_parts(x) and as_built(list(self.modules())[1:], x.dtype)
         return in_parts and block.scan_runs_compiled(x)
 
-    def _scan(self, u: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
-        delta, b, c = weights.split(self.sizes, dim=-1)
-        a = alone(self._rates) if out is not None else self._rates()
+    def _scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        weights: Tensor,
+        out: Tensor | None = None,
+        lengths: Sequence[int] = (),
+    ) -> Tensor:
+        b, c = weights.chunk(2, dim=-1)
+        logs = wide(self.As_log)
+        # Not by torch before compiled kernels: it would wake its threads for this.
+        a = -torch.exp(logs) if out is None else torch.from_numpy(-np.exp(logs.detach().numpy()))
         gamma, bias = self.gamma[..., 0], self.ssm_proj_bias
-        return cycle_scan(u, delta, a, b, c, self.Ds, gamma, bias, out)
+        return cycle_scan(u, delta, a, b, c, self.Ds, gamma, bias, out, lengths)
 
-    def _rates(self) -> Tensor:
-        return -torch.exp(wide(self.As_log))
-
-    def _compiled(self, maps: list[Tensor], in_place: bool = False) -> list[Tensor]:
+    def _compiled(
+        self, maps: list[Tensor], in_place: bool = False, lengths: Sequence[int] = ()
+    ) -> list[Tensor]:
         from anyres.ops import block_cpu, cycle_cpu
 
         numbers = block_cpu.numbers
@@ -251,8 +279,16 @@ class CycleScan(nn.Module):
         parameters = cycle_cpu.Parameters(first, into, ssm.weight.t(), ssm.bias, second, out)
         maps = [x.contiguous() for x in maps]
         outs = maps if in_place else [torch.empty_like(x) for x in maps]
-        cycle_cpu.run(maps, parameters, lambda u, weights: self._scan(u, weights, u), outs)
+
+        def scan(u: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
+            return self._scan(u, delta, weights, u, lengths)
+
+        cycle_cpu.run(maps, parameters, scan, outs)
         return outs
+
+
+def _lengths(maps: Iterable[Tensor]) -> list[int]:
+    return [x.shape[1] * x.shape[2] for x in maps]
 
 
 # What encoders are built of.

@@ -221,6 +221,11 @@ def add_each(maps_PCHW: Tensor, own_BCHW: Tensor) -> Tensor:
     return out
 
 
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A layer's parameters, for kernels."""
+    return layer.get_parameter("weight"), layer.get_parameter("bias")
+
+
 def rows(maps_BCHW: Tensor) -> Tensor:
     """(B, H * W, C): pixels as rows; a view of what is channels last in memory."""
     return maps_BCHW.permute(0, 2, 3, 1).flatten(1, 2)

@@ -5,13 +5,16 @@ Coordinates are XY in pixels of the model input.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import LayerNorm2d, StridedConv2d, resize_table
+from anyres.models.layers import LayerNorm2d, StridedConv2d, resize_table, weight_and_bias
+from anyres.ops import block
+from anyres.ops.threads import runs_in_parts
 
 
 class RandomPositions(nn.Module):
@@ -116,10 +119,30 @@ class PromptEncoder(nn.Module):
         if boxes is not None:
             sparse.append(self._embed_boxes(boxes, extent))
         if masks is not None:
-            dense: Tensor = self.mask_downscaling(masks.to(weight.dtype))
+            dense = self._embed_masks(masks)
         else:
             dense = weight.reshape(1, -1, 1, 1).expand(count, -1, *grid_hw)
         return torch.cat(sparse, dim=1), dense
+
+    def _embed_masks(self, masks: Tensor) -> Tensor:
+        """Dense embeddings of logits (P, 1, 4h, 4w): each token's of its own 4 x 4."""
+        weight = self.no_mask_embed.weight
+        first, norm, _, second, norm2, _, last = self.mask_downscaling
+        sizes = weight.shape[1], weight_and_bias(second)[0].shape[0]
+        if not (runs_in_parts(masks) and block.masks_run_in_tiles(weight.dtype, *sizes)):
+            whole: Tensor = self.mask_downscaling(masks.to(weight.dtype))
+            return whole
+        from anyres.ops import mask_cpu
+
+        return mask_cpu.embed(
+            masks,
+            mask_cpu.Downscaling(
+                (*weight_and_bias(first), *weight_and_bias(norm)),
+                (*weight_and_bias(second), *weight_and_bias(norm2)),
+                (cast("LayerNorm2d", norm).eps, cast("LayerNorm2d", norm2).eps),
+                weight_and_bias(last),
+            ),
+        )
 
     @staticmethod
     def _count(

@@ -6,6 +6,7 @@ Shapes: B pictures, P prompts, N points, M masks, C channels, (H, W) model input
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,11 @@ from anyres.errors import InputError
 from anyres.models.click_maps import ClickMaps, Landmarks
 from anyres.models.config import ModelConfig
 from anyres.models.hrsam import HRSAMEncoder
-from anyres.models.layers import add_each
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
 from anyres.models.tiny_vit import TinyViT
+from anyres.ops import block
+from anyres.ops.threads import alone, runs_in_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ class Segmenter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
-        return next(self.mask_decoder.parameters()).dtype
+        return self.mask_decoder.mask_tokens.weight.dtype
 
     def preprocess(self, pixels: Tensor, input_hw: tuple[int, int]) -> Tensor:
         """Normalise, order channels as the network is fed, and pad at the bottom and right.
@@ -199,6 +201,19 @@ class Segmenter(nn.Module):
         masks: Tensor | None,
         multimask: bool | None,
     ) -> tuple[Tensor, Tensor]:
+        embedding = (features.features if isinstance(features, Prepared) else features).embedding
+        work = partial(self._masks, features, points, boxes, masks, multimask)
+        kernels = block.decoder_runs_in_tiles(embedding.dtype, embedding.shape[1])
+        return alone(work) if runs_in_parts(embedding) and kernels else work()
+
+    def _masks(
+        self,
+        features: Features | Prepared,
+        points: tuple[Tensor, Tensor] | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        multimask: bool | None,
+    ) -> tuple[Tensor, Tensor]:
         ready = features if isinstance(features, Prepared) else self.prepare(features)
         embedding = ready.features.embedding
         grid_hw = (embedding.shape[2], embedding.shape[3])
@@ -211,15 +226,16 @@ class Segmenter(nn.Module):
             )
         details = ready.details
         if self.click_maps is not None and ready.landmarks is not None:
-            (d4, d8, d16), tokens = self.click_maps(ready.landmarks, points, boxes, masks, prompts)
-            details = tuple(add_each(d, own) for d, own in zip((d4, d8), details, strict=True))
-            dense = dense + d16
+            own = (*details, embedding)
+            (*details, embedding), tokens = self.click_maps(
+                ready.landmarks, points, boxes, masks, own, prompts
+            )
             if tokens is not None:
                 count = tokens.shape[1]
                 sparse = torch.cat([sparse[:, :count] + tokens, sparse[:, count:]], 1)
         logits: Tensor
         iou: Tensor
         logits, iou = self.mask_decoder(
-            embedding, ready.positions, sparse, dense, multimask, details
+            embedding, ready.positions, sparse, dense, multimask, tuple(details)
         )
         return logits, iou

@@ -123,3 +123,45 @@ def scan_runs_in_tiles(x: Tensor, states: int) -> bool:
     from anyres.ops import simd_tiles
 
     return simd_tiles.has_tiles()
+
+
+def enlarging_runs_compiled() -> bool:
+    """Whether a kernel brings masks to the size of the picture; errors as ``runs_compiled``."""
+    forced = kernels.forced("ANYRES_BLOCK")
+    return forced != "torch" and kernels.has_numba()
+
+
+def decoder_runs_in_tiles(kind: torch.dtype, channels: int) -> bool:
+    """Whether kernels do what a mask decoder does with an image, in the processor's tiles (AMX).
+
+    Otherwise torch does it: there is no kernel for float32.
+
+    Args:
+        kind: precision of image tokens that ``threads.runs_in_parts``.
+        channels: of these tokens; kernels want a multiple of 128.
+
+    Raises:
+        InputError: ``ANYRES_BLOCK`` is no implementation.
+        MissingExtraError: ``ANYRES_BLOCK`` is ``numba``, which is not installed.
+    """
+    return not channels % (8 * _LANES) and _in_tiles(kind)
+
+
+def clicks_run_in_tiles(kind: torch.dtype, features: Iterable[int], finest: int) -> bool:
+    """The same for click maps: multiples of 32 channels of features, 16 of the finest answer."""
+    fits = not finest % _LANES and not any(count % (2 * _LANES) for count in features)
+    return fits and _in_tiles(kind)
+
+
+def masks_run_in_tiles(kind: torch.dtype, channels: int, inner: int) -> bool:
+    """The same for embeddings of masks: multiples of 32 channels, and 16 within."""
+    return not channels % (2 * _LANES) and inner == _LANES and _in_tiles(kind)
+
+
+def _in_tiles(kind: torch.dtype) -> bool:
+    forced = kernels.forced("ANYRES_BLOCK")
+    if forced == "torch" or kind != torch.bfloat16 or not kernels.has_numba():
+        return False
+    from anyres.ops import simd_tiles
+
+    return simd_tiles.has_tiles()

@@ -5,13 +5,13 @@ GELU without a return to Python, so threads need not wait for each other in betw
 used as they lie: nothing is kept that could go stale.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from threading import local
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from anyres.ops import block_cpu, block_tiles
 from anyres.ops.block_columns import Layout, Linear, Memory, Norm, Parameters, Sizes
@@ -23,23 +23,21 @@ from anyres.ops.threads import share
 from anyres.ops.windows import WindowPlan
 
 
-def run_block(
-    x_BhwC: Tensor,
-    plan: WindowPlan,
-    most: int,
-    parameters: block_cpu.Parameters,
-    out_BhwC: Tensor,
-) -> None:
+def run_block(pieces: Iterable[block_cpu.Piece], parameters: block_cpu.Parameters) -> None:
     """As ``block_cpu.run_block``, in bfloat16."""
-    tokens, out = numbers(x_BhwC), numbers(out_BhwC)
     hidden, width = parameters.fc2.weight.shape
-    sizes = Sizes(width, hidden, parameters.heads, plan.window**2)
     of = _ready(parameters)
+    turns = [
+        (layout, Sizes(width, hidden, parameters.heads, plan.window**2), numbers(x), numbers(out))
+        for x, plan, most, out in pieces
+        for layout in _columns(plan, len(x), most)
+    ]
 
-    def run(layout: Layout) -> None:
+    def run(turn: tuple[Layout, Sizes, Any, Any]) -> None:
+        layout, sizes, tokens, out = turn
         block_tiles.run(tokens, layout, of, _thread.memory(layout, sizes), sizes, PALETTE, out)
 
-    share(run, _columns(plan, len(x_BhwC), most))
+    share(run, turns)
 
 
 def _ready(parameters: block_cpu.Parameters) -> Parameters:

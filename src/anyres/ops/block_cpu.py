@@ -63,6 +63,15 @@ class Parameters(NamedTuple):
     fc2: Linear
 
 
+class Piece(NamedTuple):
+    """A map that goes through a block, in windows of its own."""
+
+    tokens: Tensor  # (B, h, w, C), float32 or bfloat16, like the parameters; contiguous
+    plan: WindowPlan
+    most: int  # tokens of a picture in a group, if more than a window's
+    out: Tensor  # for the answer; the tokens themselves are allowed
+
+
 class Layout(NamedTuple):
     """Where a group's tokens are, window by window."""
 
@@ -177,22 +186,21 @@ def numbers(x: Tensor) -> Any:
     return (flat.view(torch.uint16) if x.dtype == torch.bfloat16 else flat).numpy()
 
 
-def run_block(
-    x_BhwC: Tensor, plan: WindowPlan, most: int, parameters: Parameters, out_BhwC: Tensor
-) -> None:
-    """The whole block.
+def run_block(pieces: Iterable[Piece], parameters: Parameters) -> None:
+    """The whole block, for all pieces; windows of different ones do not know of each other."""
 
-    Args:
-        x_BhwC: float32 or bfloat16, like the parameters; contiguous.
-        plan: of the windows.
-        most: tokens of a picture in a group, if more than a window's.
-        parameters: the block's.
-        out_BhwC: for the answer; the tokens themselves are allowed.
-    """
-    tokens, out = numbers(x_BhwC), numbers(out_BhwC)
-    kind = x_BhwC.dtype
-    groups = layouts(plan, len(x_BhwC), most)
-    share(lambda layout: _run_group(layout, parameters, kind, tokens, out), groups)
+    def run(turn: tuple[Layout, Any, Any, torch.dtype]) -> None:
+        layout, tokens, out, kind = turn
+        _run_group(layout, parameters, kind, tokens, out)
+
+    share(
+        run,
+        [
+            (layout, numbers(x), numbers(out), x.dtype)
+            for x, plan, most, out in pieces
+            for layout in layouts(plan, len(x), most)
+        ],
+    )
 
 
 @lru_cache(maxsize=8)

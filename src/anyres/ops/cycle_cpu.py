@@ -21,7 +21,7 @@ from anyres.ops import block
 from anyres.ops import cycle_numba as kernels
 from anyres.ops.block_cpu import Linear, Norm, numbers
 from anyres.ops.buffers import Buffers
-from anyres.ops.threads import share
+from anyres.ops.threads import share, share_out
 
 # What is made ready at a time: a quarter of the tokens, for threads to find work. At least so many
 # numbers that sharing them saves more than it costs; at most so many tokens that what becomes of
@@ -42,6 +42,11 @@ class Parameters(NamedTuple):
     out_norm: Norm
     out_proj: Linear
 
+    def ssm_layers(self, channels: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Weight and bias of the steps, and of input and output weights."""
+        steps, others = slice(channels), slice(channels, None)
+        return tuple((self.ssm_weight[:, some], self.ssm_bias[some]) for some in (steps, others))
+
 
 class _Part(NamedTuple):
     """Tokens of one sample and piece."""
@@ -58,7 +63,7 @@ _buffers = Buffers(KEPT)
 def run(
     pieces: Sequence[Tensor],
     parameters: Parameters,
-    scan: Callable[[Tensor, Tensor], Tensor],
+    scan: Callable[[Tensor, Tensor, Tensor], Tensor],
     outputs: Sequence[Tensor],
 ) -> None:
     """The whole block.
@@ -67,113 +72,158 @@ def run(
         pieces: (B, .., C) each, contiguous, of float32 or bfloat16 like the parameters; their
             tokens, one piece after the other, are the sequence.
         parameters: the block's.
-        scan: called with the input (B, L, C) and with steps and weights (B, L, C + 2 N). It
-            replaces the former by its answer.
+        scan: called with the input (B, L, C), steps (B, L, C) and weights (B, L, 2 N). It
+            replaces the input by its answer.
         outputs: for the answers; the pieces themselves are allowed.
     """
     batch, channels, kind = len(pieces[0]), pieces[0].shape[-1], pieces[0].dtype
     lengths = [piece[0].numel() // channels for piece in pieces]
-    parts, rows = _parts(batch, lengths, channels), batch * sum(lengths)
-    sources, targets = ([numbers(x) for x in tensors] for tensors in (pieces, outputs))
-    columns = len(parameters.ssm_bias)
+    rows, columns = batch * sum(lengths), len(parameters.ssm_bias)
     # In one buffer: what is kept is one size. Whole tiles are read, beyond the last row too.
     memory = _buffers.take("sequence", kind, rows * (2 * channels + columns) + TILE * channels)
-    u, gate, weights, _ = memory.split(
-        [rows * channels, rows * channels, rows * columns, TILE * channels]
+    u, gate, steps, weights, _ = memory.split(
+        [*[rows * channels] * 3, rows * (columns - channels), TILE * channels]
     )
-    of_u, of_gate = numbers(u), numbers(gate)
-    u, weights = u.view(rows, channels), weights.view(rows, columns)
-    in_tiles = block.scan_runs_in_tiles(u, (columns - channels) // 2)
-    products = (_Tiles if in_tiles else _Products)(parameters, u, gate, weights)
-
-    def before(part: _Part) -> None:
-        count = part.tokens
-        normed = _buffers.take("normed", kind, count + TILE, channels)[:count]
-        source, start = sources[part.piece], part.start * channels
-        kernels.norm(source, start, count, *parameters.in_norm, channels, numbers(normed))
-        products.before(normed, part.place)
-
-    def after(part: _Part) -> None:
-        count, place = part.tokens, part.place * channels
-        normed = _buffers.take("normed", kind, count + TILE, channels)[:count]
-        norm = parameters.out_norm
-        kernels.norm_gated(of_u, of_gate, place, count, *norm, channels, numbers(normed))
-        products.after(normed, sources[part.piece], part.start, targets[part.piece])
-
-    share(before, parts)
-    scan(u.view(batch, -1, channels), weights.view(batch, -1, columns))
-    share(after, parts)
+    between = [x.view(rows, -1) for x in (u, gate, steps, weights)]
+    in_tiles = block.scan_runs_in_tiles(between[0], (columns - channels) // 2)
+    maps = [tuple(numbers(x) for x in tensors) for tensors in (pieces, outputs)]
+    products = (_Tiles if in_tiles else _Products)(parameters, *between, *maps)
+    parts = _parts(batch, lengths, channels, *((8, MOST // 2) if in_tiles else (4, MOST)))
+    products.before(parts)
+    scan(*(x.view(batch, -1, x.shape[1]) for x in (between[0], *between[2:])))
+    products.after(parts)
 
 
 class _Products:
-    """The block's products by torch, and what follows each."""
+    """What comes before and after the scan, multiplied by torch.
 
-    def __init__(self, parameters: Parameters, u: Tensor, gate: Tensor, weights: Tensor) -> None:
-        self._of = parameters
-        self._u, self._weights = u, weights
+    Of the input, the gate and steps (rows, C), weights (rows, 2 N), and pieces.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        u: Tensor,
+        gate: Tensor,
+        steps: Tensor,
+        weights: Tensor,
+        sources: tuple[Any, ...],
+        targets: tuple[Any, ...],
+    ) -> None:
+        self._of, self._u, self._wide = parameters, u, (steps, weights)
         self._arrays = numbers(u), numbers(gate)
+        self._sources, self._targets = sources, targets
 
-    def before(self, normed: Tensor, place: int) -> None:
-        """Input, gate, steps and weights of normed tokens, to rows from ``place`` on."""
-        count, channels = normed.shape
-        layer = self._of.in_proj
-        wide = _buffers.take("wide", normed.dtype, count, 2 * channels)
-        torch.mm(normed, layer.weight, out=wide)
-        kernels.activate(
-            numbers(wide), count, layer.bias, channels, *self._arrays, place * channels
-        )
-        here = slice(place, place + count)
-        of = self._of
-        torch.addmm(of.ssm_bias, self._u[here], of.ssm_weight, out=self._weights[here])
+    def before(self, parts: list[_Part]) -> None:
+        """From the pieces to input, gate, steps and weights."""
+        of, channels = self._of, self._u.shape[1]
 
-    def after(self, normed: Tensor, source: Any, start: int, target: Any) -> None:
-        """The answer to normed tokens, added to those of the source from ``start`` on."""
-        count, channels = normed.shape
-        added = _buffers.take("wide", normed.dtype, count, channels)
-        layer = self._of.out_proj
-        torch.mm(normed, layer.weight, out=added)
-        kernels.add(source, start * channels, numbers(added), count, layer.bias, channels, target)
+        def run(part: _Part) -> None:
+            count, place = part.tokens, part.place
+            normed = _buffers.take("normed", self._u.dtype, count, channels)
+            source, start = self._sources[part.piece], part.start * channels
+            kernels.norm(source, start, count, *of.in_norm, channels, numbers(normed))
+            wide = _buffers.take("wide", normed.dtype, count, 2 * channels)
+            torch.mm(normed, of.in_proj.weight, out=wide)
+            bias, first = of.in_proj.bias, place * channels
+            kernels.activate(numbers(wide), count, bias, channels, *self._arrays, first)
+            here = slice(place, place + count)
+            for x, out in zip(of.ssm_layers(channels), self._wide, strict=True):
+                torch.addmm(x[1], self._u[here], x[0], out=out[here])
+
+        share(run, parts)
+
+    def after(self, parts: list[_Part]) -> None:
+        """From the scan's answer and the gate to the pieces' answers."""
+        of, channels = self._of, self._u.shape[1]
+
+        def run(part: _Part) -> None:
+            count, first = part.tokens, part.place * channels
+            normed = _buffers.take("normed", self._u.dtype, count, channels)
+            (u, gate), norm = self._arrays, of.out_norm
+            kernels.norm_gated(u, gate, first, count, *norm, channels, numbers(normed))
+            added = _buffers.take("wide", normed.dtype, count, channels)
+            torch.mm(normed, of.out_proj.weight, out=added)
+            source, target = self._sources[part.piece], self._targets[part.piece]
+            kernels.add(
+                *(source, part.start * channels, numbers(added), count, of.out_proj.bias),
+                *(channels, target),
+            )
+
+        share(run, parts)
 
 
 class _Tiles:
-    """As ``_Products``, by the processor's tiles."""
+    """As ``_Products``, by the processor's tiles: all parts in one call on each thread."""
 
-    def __init__(self, parameters: Parameters, u: Tensor, gate: Tensor, weights: Tensor) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        u: Tensor,
+        gate: Tensor,
+        steps: Tensor,
+        weights: Tensor,
+        sources: tuple[Any, ...],
+        targets: tuple[Any, ...],
+    ) -> None:
         from anyres.ops import cycle_tiles, simd_tiles
 
         self._run, self._palette = cycle_tiles, simd_tiles.PALETTE
+        self._channels = u.shape[1]
         into, out = parameters.in_proj, parameters.out_proj
         ssm = Linear(parameters.ssm_weight, numbers(parameters.ssm_bias.float()))
         self._into, self._ssm, self._out = map(
             self._paired, ("into", "ssm", "out"), (into, ssm, out)
         )
-        self._u, self._gate, self._weights = numbers(u), numbers(gate), numbers(weights)
+        self._norms = [
+            cycle_tiles.Norm(norm.gain, norm.shift, np.float32(norm.eps))
+            for norm in (parameters.in_norm, parameters.out_norm)
+        ]
+        self._u, self._gate = numbers(u), numbers(gate)
+        self._made = numbers(steps), numbers(weights)
+        self._sources, self._targets = sources, targets
 
-    def _paired(self, name: str, layer: Linear) -> tuple[Any, Any]:
+    def _paired(self, name: str, layer: Linear) -> Any:
         """A layer's weight in pairs, and its bias."""
         inner, outer = layer.weight.shape
         pairs = numbers(_buffers.take(name, layer.weight.dtype, outer, inner))
         self._run.pair(numbers(layer.weight.t().contiguous()), 0, outer, inner, pairs)
-        return pairs, layer.bias
+        return self._run.Layer(pairs, layer.bias)
 
-    def before(self, normed: Tensor, place: int) -> None:
-        count, channels = normed.shape
-        sums, run = numbers(_buffers.take("sums", torch.float32, TILE, TILE)), self._run
-        arrays = sums, self._u, self._gate, place
-        run.activate(numbers(normed), count, *self._into, channels, self._palette, *arrays)
-        run.project(self._u, place, count, *self._ssm, channels, self._palette, sums, self._weights)
+    def _memory(self, parts: list[_Part]) -> tuple[Any, Any]:
+        rows = max(part.tokens for part in parts) + TILE
+        normed = _buffers.take("normed", torch.bfloat16, rows, self._channels)
+        return numbers(normed), numbers(_buffers.take("sums", torch.float32, TILE, TILE))
 
-    def after(self, normed: Tensor, source: Any, start: int, target: Any) -> None:
-        count, channels = normed.shape
-        sums = numbers(_buffers.take("sums", torch.float32, TILE, TILE))
-        arrays = sums, source, start, target
-        self._run.add(numbers(normed), count, *self._out, channels, self._palette, *arrays)
+    def before(self, parts: list[_Part]) -> None:
+        of_parts = np.array(parts)
+
+        def run(queue: Any) -> None:
+            self._run.all_before(
+                *(of_parts, queue, self._sources, self._norms[0], self._into, self._ssm),
+                *(self._channels, self._palette, self._memory(parts)),
+                *(self._u, self._gate, *self._made),
+            )
+
+        share_out(run)
+
+    def after(self, parts: list[_Part]) -> None:
+        of_parts = np.array(parts)
+
+        def run(queue: Any) -> None:
+            self._run.all_after(
+                *(of_parts, queue, self._u, self._gate, self._norms[1], self._out),
+                *(self._channels, self._palette, self._memory(parts)),
+                *(self._sources, self._targets),
+            )
+
+        share_out(run)
 
 
-def _parts(batch: int, lengths: list[int], channels: int) -> list[_Part]:
+def _parts(batch: int, lengths: list[int], channels: int, count: int, most: int) -> list[_Part]:
     parts = []
     place = 0
-    most = min(max(sum(lengths) // 4, -(-LEAST // channels)), MOST)
+    most = min(max(sum(lengths) // count, -(-LEAST // channels)), most)
     for sample in range(batch):
         for piece, length in enumerate(lengths):
             for start in range(0, length, most):
@@ -181,15 +231,3 @@ def _parts(batch: int, lengths: list[int], channels: int) -> list[_Part]:
                 parts.append(_Part(piece, sample * length + start, place + start, count))
             place += length
     return parts
-
-
-def sum_of_norms(products: Tensor, norms: Sequence[Norm]) -> Tensor:
-    """Sum layer norms, computed in float32: of products (P, .., C), P norms, to (.., C)."""
-    products = products.contiguous()
-    made = torch.empty_like(products[0])
-    width = made.shape[-1]
-    gains, shifts = (np.concatenate([norm[i] for norm in norms]) for i in (0, 1))
-    eps = np.array([norm.eps for norm in norms], np.float32)
-    rows = made.numel() // width
-    kernels.sum_norms(numbers(products), len(norms), rows, gains, shifts, eps, width, numbers(made))
-    return made

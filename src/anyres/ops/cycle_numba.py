@@ -23,7 +23,7 @@ _compiled = compiled(__file__, simd_rows.__file__)
 
 
 @_compiled
-def _moments(x: Any, at: int, width: int, eps: float) -> Any:
+def moments(x: Any, at: int, width: int, eps: float) -> Any:
     """Of a row, in all lanes: its mean, and 1 over its deviation."""
     passed = splat(ZERO)
     for i in range(0, width, LANES):
@@ -44,7 +44,7 @@ def norm(
     """Layer norm of rows, to the beginning of ``out``."""
     for to in range(0, rows * width, width):
         at = first + to
-        mean, scale = _moments(x, at, width, eps)
+        mean, scale = moments(x, at, width, eps)
         for i in range(0, width, LANES):
             off = (load(x, at + i) - mean) * scale
             store(out, to + i, off * load(gain, i) + load(shift, i))
@@ -84,7 +84,7 @@ def norm_gated(
     """Layer norm of rows, times the gate's; to the beginning of ``out``."""
     for to in range(0, rows * width, width):
         at = first + to
-        mean, scale = _moments(y, at, width, eps)
+        mean, scale = moments(y, at, width, eps)
         for i in range(0, width, LANES):
             off = (load(y, at + i) - mean) * scale
             store(out, to + i, (off * load(gain, i) + load(shift, i)) * load(gate, at + i))
@@ -100,20 +100,86 @@ def add(x: Any, first: int, y: Any, rows: int, bias: Floats, width: int, out: An
 
 
 @_compiled
-def sum_norms(
-    x: Any, count: int, rows: int, gains: Floats, shifts: Floats, eps: Floats, width: int, out: Any
+def add_norm(
+    x: Any, rows: int, gain: Floats, shift: Floats, eps: float, width: int, sums: Floats
 ) -> None:
-    """The sum of ``count`` layer norms, each of as many rows, the one's after the other's.
-
-    Gains and shifts lie in the same order.
-    """
-    sums = np.empty(width, np.float32)
-    for row in range(0, rows * width, width):
-        for part in range(count):
-            at, of = part * rows * width + row, part * width
-            mean, scale = _moments(x, at, width, eps[part])
-            for i in range(0, width, LANES):
-                off = (load(x, at + i) - mean) * scale * load(gains, of + i) + load(shifts, of + i)
-                store(sums, i, load(sums, i) + off if part else off)
+    """Add the layer norm of rows to sums."""
+    for at in range(0, rows * width, width):
+        mean, scale = moments(x, at, width, eps)
         for i in range(0, width, LANES):
-            store(out, row + i, load(sums, i))
+            off = (load(x, at + i) - mean) * scale
+            more = off * load(gain, i) + load(shift, i)
+            store(sums, at + i, load(sums, at + i) + more)
+
+
+@_compiled
+def _place(i: int, length: int, side: int) -> Any:
+    """Where pixel i of so many is between those of a map of another side: the first, the share."""
+    at = min(max((i + 0.5) * side / length - 0.5, 0.0), side - 1.0)
+    before = int(at)
+    return before, np.float32(at - before)
+
+
+@_compiled
+def _blend(x: Any, first: int, second: int, share: Any, size: int, out: Floats, to: int) -> None:
+    """Numbers between those from one index on and those from another on."""
+    for i in range(0, size, LANES):
+        here = load(x, first + i)
+        store(out, to + i, (load(x, second + i) - here) * splat(share) + here)
+
+
+@_compiled
+def join(
+    tokens: Any,
+    first: int,
+    grid: Any,
+    top: int,
+    rows: int,
+    small: Any,
+    of_small: int,
+    sides: Any,
+    gain: Floats,
+    shift: Floats,
+    eps: float,
+    width: int,
+    work: Floats,
+    out: Any,
+) -> None:
+    """Layer norms of a map's tokens and of a smaller map's between them, side by side.
+
+    Args:
+        tokens: (.., width).
+        first: number of the first token of row ``top``.
+        grid: rows and columns of the map.
+        top: the first row that is wanted.
+        rows: how many.
+        small: the smaller map, from index ``of_small`` on, enlarged bilinearly.
+        of_small: see there.
+        sides: its rows and columns.
+        gain: of both norms.
+        shift: the same.
+        eps: the same.
+        width: channels.
+        work: room for a row of the smaller map, and a token.
+        out: (rows, columns, 2 * width).
+    """
+    line, token = sides[1] * width, sides[1] * width
+    at, to = first * width, 0
+    for y in range(top, top + rows):
+        above, share = _place(y, grid[0], sides[0])
+        below = min(above + 1, sides[0] - 1)
+        _blend(small, of_small + above * line, of_small + below * line, share, line, work, 0)
+        for x in range(grid[1]):
+            mean, scale = moments(tokens, at, width, eps)
+            for i in range(0, width, LANES):
+                off = (load(tokens, at + i) - mean) * scale
+                store(out, to + i, off * load(gain, i) + load(shift, i))
+            left, share = _place(x, grid[1], sides[1])
+            right = min(left + 1, sides[1] - 1)
+            _blend(work, left * width, right * width, share, width, work, token)
+            mean, scale = moments(work, token, width, eps)
+            for i in range(0, width, LANES):
+                off = (load(work, token + i) - mean) * scale
+                store(out, to + width + i, off * load(gain, i) + load(shift, i))
+            at += width
+            to += 2 * width

@@ -10,13 +10,14 @@ this.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import block_tiles
+from anyres.ops import block_tiles, cycle_numba, simd_rows
 from anyres.ops.block_tiles import SIDE, product
 from anyres.ops.simd import LANES, compiled, load, splat, store
+from anyres.ops.simd_rows import take
 from anyres.ops.simd_tiles import (
     coarse_inverse,
     coarse_power,
@@ -28,7 +29,23 @@ from anyres.ops.simd_tiles import (
 ONE = np.float32(1)
 MINUS_LOG2E = np.float32(-math.log2(math.e))
 
-_compiled = compiled(__file__, str(block_tiles.__file__))
+_sources = (block_tiles, cycle_numba, simd_rows)
+_compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
+
+
+class Layer(NamedTuple):
+    """A linear layer."""
+
+    pairs: Any  # its weight, of ``pair``
+    bias: Any  # float32
+
+
+class Norm(NamedTuple):
+    """A layer norm, in float32."""
+
+    gain: Any
+    shift: Any
+    eps: Any  # float32
 
 
 @_compiled
@@ -47,7 +64,7 @@ def _multiply(x: Any, row: int, pairs: Any, o: int, inner: int, sums: Any) -> No
 
 
 @_compiled
-def _silu(x: Any) -> Any:
+def silu(x: Any) -> Any:
     """The product x / (1 + exp(-x)), to 2e-4 of it."""
     return x * coarse_inverse(splat(ONE) + coarse_power(x * splat(MINUS_LOG2E)))
 
@@ -74,8 +91,8 @@ def activate(
             _multiply(x, row, pairs, o, width, sums)
             for r in range(min(SIDE, rows - row)):
                 to = (first + row + r) * width + column
-                store(out, to, _silu(load(sums, r * SIDE) + left))
-                store(out, to + LANES, _silu(load(sums, r * SIDE + LANES) + right))
+                store(out, to, silu(load(sums, r * SIDE) + left))
+                store(out, to + LANES, silu(load(sums, r * SIDE + LANES) + right))
     release()
 
 
@@ -90,18 +107,28 @@ def project(
     palette: Any,
     sums: Any,
     out: Any,
+    others: Any,
 ) -> None:
-    """A linear layer's answer to rows from ``first`` on, to the same rows of ``out``."""
+    """A linear layer's answer to rows from ``first`` on, to the same rows of ``out``.
+
+    As many channels as it is given go there; what it answers more, to rows of ``others``.
+    """
     configure(palette)
-    outer = len(bias)
-    for o in range(0, outer, SIDE):
+    for o in range(0, len(bias), SIDE):
+        to_out = o < inner
+        width, column = (inner, o) if to_out else (len(bias) - inner, o - inner)
         left, right = load(bias, o), load(bias, o + LANES)
         for row in range(first, first + rows, SIDE):
             _multiply(x, row, pairs, o, inner, sums)
             for r in range(min(SIDE, first + rows - row)):
-                to = (row + r) * outer + o
-                store(out, to, load(sums, r * SIDE) + left)
-                store(out, to + LANES, load(sums, r * SIDE + LANES) + right)
+                to = (row + r) * width + column
+                one, two = load(sums, r * SIDE) + left, load(sums, r * SIDE + LANES) + right
+                if to_out:
+                    store(out, to, one)
+                    store(out, to + LANES, two)
+                else:
+                    store(others, to, one)
+                    store(others, to + LANES, two)
     release()
 
 
@@ -130,3 +157,63 @@ def add(
                 sum_right = load(sums, r * SIDE + LANES) + right
                 store(out, to + LANES, load(source, to + LANES) + sum_right)
     release()
+
+
+@_compiled
+def all_before(
+    parts: Any,
+    queue: Any,
+    sources: Any,
+    norm: Norm,
+    into: Layer,
+    ssm: Layer,
+    width: int,
+    palette: Any,
+    memory: Any,
+    u: Any,
+    gate: Any,
+    steps: Any,
+    weights: Any,
+) -> None:
+    """All that comes before the scan, for parts of a ``queue``.
+
+    ``parts`` (P, 4) are: which of the sources, the first row in it, in the answers, and how many
+    rows; ``memory`` is for the rows of a part, and for sums.
+    """
+    normed, sums = memory
+    i = take(queue, len(parts))
+    while i >= 0:
+        source, place, rows = parts[i, 0], parts[i, 2], parts[i, 3]
+        first = parts[i, 1] * width
+        cycle_numba.norm(
+            sources[source], first, rows, norm.gain, norm.shift, norm.eps, width, normed
+        )
+        activate(normed, rows, into.pairs, into.bias, width, palette, sums, u, gate, place)
+        project(u, place, rows, ssm.pairs, ssm.bias, width, palette, sums, steps, weights)
+        i = take(queue, len(parts))
+
+
+@_compiled
+def all_after(
+    parts: Any,
+    queue: Any,
+    u: Any,
+    gate: Any,
+    norm: Norm,
+    layer: Layer,
+    width: int,
+    palette: Any,
+    memory: Any,
+    sources: Any,
+    targets: Any,
+) -> None:
+    """All that comes after the scan; as ``all_before``."""
+    normed, sums = memory
+    i = take(queue, len(parts))
+    while i >= 0:
+        source, start, rows = parts[i, 0], parts[i, 1], parts[i, 3]
+        first = parts[i, 2] * width
+        cycle_numba.norm_gated(u, gate, first, rows, norm.gain, norm.shift, norm.eps, width, normed)
+        x, y = sources[source], targets[source]
+        add(normed, rows, layer.pairs, layer.bias, width, palette, sums, x, start, y)
+        i = take(queue, len(parts))

@@ -40,9 +40,21 @@ def order(weight: Any, inner: int, outer: int, out: Any) -> None:
 
 @_compiled
 def block(
-    left: Any, at: int, step: int, right: Any, first: int, second: int, count: int, sums: Floats
+    left: Any,
+    at: int,
+    step: int,
+    right: Any,
+    first: int,
+    second: int,
+    count: int,
+    sums: Floats,
+    to: int,
+    apart: int,
 ) -> None:
-    """Multiply 32 rows, ``step`` apart, by two columns of ``count`` tiles: sums (32, 32)."""
+    """Multiply 32 rows, ``step`` apart, by two columns of ``count`` tiles: rows of 32 sums.
+
+    The sums' rows are ``apart`` from each other, the first at index ``to``.
+    """
     clear(0)
     clear(1)
     clear(2)
@@ -57,10 +69,10 @@ def block(
         load_tile(5, left, lower + i * SIDE, step)
         multiply(2, 5, 6)
         multiply(3, 5, 7)
-    store_tile(0, sums, 0, SIDE)
-    store_tile(1, sums, LANES, SIDE)
-    store_tile(2, sums, LANES * SIDE, SIDE)
-    store_tile(3, sums, LANES * SIDE + LANES, SIDE)
+    store_tile(0, sums, to, apart)
+    store_tile(1, sums, to + LANES, apart)
+    store_tile(2, sums, to + LANES * apart, apart)
+    store_tile(3, sums, to + LANES * apart + LANES, apart)
 
 
 @_compiled
@@ -83,7 +95,7 @@ def product(
         first = o // LANES * count * TILE
         b0, b1 = load(bias, o), load(bias, o + LANES)
         for t in range(0, rows, SIDE):
-            block(x, t * inner, inner, weight, first, first + count * TILE, count, sums)
+            block(x, t * inner, inner, weight, first, first + count * TILE, count, sums, 0, SIDE)
             to = t * outer + o
             for row in range(SIDE):
                 s0, s1 = load(sums, row * SIDE), load(sums, row * SIDE + LANES)

@@ -20,7 +20,7 @@ Shapes: B batch, L tokens, C channels, N states a channel, R cycles, K chunks of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -50,6 +50,7 @@ def cycle_scan(
     gamma_CR: Tensor,
     bias_C: Tensor | None = None,
     out_BLC: Tensor | None = None,
+    lengths: Sequence[int] = (),
 ) -> Tensor:
     """Scan the sequence repeated R times and sum the answers.
 
@@ -67,12 +68,14 @@ def cycle_scan(
         gamma_CR: weight of each repetition's answer.
         bias_C: where given, the steps are softplus(delta + bias).
         out_BLC: where given, and no gradient is wanted, the answer is put there; it may be u.
+        lengths: where given, the L tokens are sequences of so many tokens, one after the other,
+            and each is scanned by itself.
 
     Returns:
         (B, L, C), in the input's precision.
 
     Raises:
-        InputError: the shapes do not fit together, or a size is 0; ``ANYRES_SCAN`` is no
+        InputError: the shapes or lengths do not fit together, or a size is 0; ``ANYRES_SCAN`` is no
             implementation, or is ``numba`` and the tensors are not float32 on a CPU.
         MissingExtraError: ``ANYRES_SCAN`` is ``numba``, which is not installed.
     """
@@ -80,16 +83,39 @@ def cycle_scan(
     if bias_C is not None:
         tensors = (*tensors, bias_C)
     _check_shapes(*tensors)
+    _check_lengths(lengths, u_BLC.shape[1])
     exact = torch.promote_types(u_BLC.dtype, torch.float32)
     if _runs_compiled(tensors, exact):
         from anyres.ops import scan_cpu
 
-        return scan_cpu.cycle_scan(*tensors, out=out_BLC)
+        if len(lengths) < 2 or not scan_cpu.learned(tensors):
+            return scan_cpu.cycle_scan(*tensors, out=out_BLC, lengths=lengths)
+    if len(lengths) > 1:
+        y = _scan_each(tensors, lengths)
+        return y if out_BLC is None else out_BLC.copy_(y)
     u, delta, *others = (x.to(exact) for x in tensors)
     if bias_C is not None:
         delta = F.softplus(delta + others.pop())
     y = _torch_scan(u, delta, *others).to(u_BLC.dtype)
     return y if out_BLC is None else out_BLC.copy_(y)
+
+
+def _scan_each(tensors: tuple[Tensor, ...], lengths: Sequence[int]) -> Tensor:
+    u, delta, a, b, c, d, gamma, *bias = tensors
+    parts = zip(*(x.split(list(lengths), 1) for x in (u, delta, b, c)), strict=True)
+    scanned = [
+        cycle_scan(u, delta, a, b, c, d, gamma, bias[0] if bias else None)
+        for u, delta, b, c in parts
+    ]
+    return torch.cat(scanned, 1)
+
+
+def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
+    if lengths and (sum(lengths) != tokens or min(lengths) < 1):
+        raise InputError(
+            f"cycle_scan got sequences of {tuple(lengths)} tokens; each must have one or more, "
+            f"and together they must be the {tokens} of u"
+        )
 
 
 def _check_shapes(

@@ -13,29 +13,32 @@ tokens filled up to whole chunks.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anyres.ops.scan_numba import Kept, Sources, Strides, Task, forward, work_size
+from anyres.ops.scan_numba import Kept, Sources, Strides, Task, forward_all, work_size
 from anyres.ops.scan_numba_backward import Gradients, Inputs, backward
 from anyres.ops.scan_numba_backward import work_size as back_work_size
 from anyres.ops.scan_numba_steps import CHUNK, STEP
 from anyres.ops.simd import LANES
-from anyres.ops.threads import share
+from anyres.ops.threads import share, share_out
 
 _LOG2E = math.log2(math.e)
 
 
-def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
+def cycle_scan(*tensors: Tensor, out: Tensor | None, lengths: Sequence[int] = ()) -> Tensor:
     """As ``anyres.ops.scan.cycle_scan``, on the CPU, for what it computes in float32.
 
-    Shapes are checked, but for that of ``out``.
+    Shapes are checked, but for that of ``out``. Several ``lengths``: without gradients only.
     """
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    learns = learned(tensors)
     u, delta, a, b, c, *others = tensors
     kind = u.dtype
     if learns or any(x.dtype != torch.bfloat16 for x in (u, delta, b, c)):
@@ -45,7 +48,7 @@ def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
         a, b, c = (F.pad(x, (0, fill)) for x in (a, b, c))
     if not learns:
         there = out if out is not None and out.dtype == u.dtype and out.is_contiguous() else None
-        y = _forward(u, delta, a, b, c, d, gamma, *bias, keep=False, out=there)[0]
+        y = _forward(u, delta, a, b, c, d, gamma, *bias, keep=False, out=there, lengths=lengths)[0]
     else:
         if bias:
             delta = F.softplus(delta + bias[0])
@@ -53,6 +56,11 @@ def cycle_scan(*tensors: Tensor, out: Tensor | None) -> Tensor:
     if out is None or y is out:
         return y.to(kind)
     return out.copy_(y)
+
+
+def learned(tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient is wanted."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 class _CycleScan(torch.autograd.Function):
@@ -82,10 +90,13 @@ def _forward(
     *bias: Tensor,
     keep: bool,
     out: Tensor | None = None,
+    lengths: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, and what is kept for the backward pass."""
-    tasks = _tasks(u, a, gamma)
-    places = len(tasks) * (tasks[0].chunks + 1) if keep else 0
+    blocks = len(u) * -(-u.shape[2] // LANES)
+    # Two at a time, as long as there is something to do for all threads.
+    tasks = _tasks(u, a, gamma, lengths, 2 if blocks >= 4 * torch.get_num_threads() else 1)
+    places = blocks * (tasks[0].chunks + 1) if keep else 0
     y = u.new_empty(u.shape) if out is None else out
     states = torch.empty(places * tasks[0].states * LANES)
     sums = torch.empty(places * LANES)
@@ -96,10 +107,13 @@ def _forward(
     strides = Strides(*(x.stride(1) for x in (u, delta, b, c)))
     kept, answers = Kept(_flat(states), _flat(sums)), _flat(y)
 
-    def run(task: Task) -> None:
-        forward(task, sources, strides, answers, kept, keep, _memory(work_size(task.states)))
+    of_tasks, size = np.array(tasks), work_size(a.shape[1], tasks[0].together)
 
-    share(run, tasks)
+    def run(queue: Any) -> None:
+        memory = _memory(size)
+        forward_all(of_tasks, queue, sources, strides, answers, kept, keep, memory)
+
+    share_out(run)
     return y, states, sums
 
 
@@ -160,16 +174,22 @@ def _sum(x: Tensor, dim: int) -> Tensor:
     return total
 
 
-def _tasks(u: Tensor, a: Tensor, gamma: Tensor) -> list[Task]:
-    batch, length, channels = u.shape
-    chunks = -(-length // CHUNK)
-    sizes = (chunks, length, channels, a.shape[1], gamma.shape[1], chunks * CHUNK)
+def _tasks(
+    u: Tensor, a: Tensor, gamma: Tensor, lengths: Sequence[int] = (), together: int = 1
+) -> list[Task]:
+    batch, all_tokens, channels = u.shape
     blocks = -(-channels // LANES)
-    return [
-        Task(sample * blocks + block, sample, block, min(LANES, channels - block * LANES), *sizes)
-        for sample in range(batch)
-        for block in range(blocks)
-    ]
+    tasks = []
+    start = 0
+    for length in lengths or [all_tokens]:
+        chunks = -(-length // CHUNK)
+        sizes = (chunks, length, channels, a.shape[1], gamma.shape[1], chunks * CHUNK)
+        for sample, block in product(range(batch), range(0, blocks, together)):
+            first, width = sample * all_tokens + start, min(LANES, channels - block * LANES)
+            place = sample * blocks + block, sample, first, block, width
+            tasks.append(Task(*place, *sizes, min(together, blocks - block)))
+        start += length
+    return tasks
 
 
 def _memory(size: int) -> Any:

@@ -43,7 +43,7 @@ from anyres.ops.simd import (
     splat,
     store,
 )
-from anyres.ops.simd_rows import put_number
+from anyres.ops.simd_rows import put_number, take
 
 FAINT = np.float32(2.0**-16)  # beside an answer in bfloat16, what has decayed to this is nothing
 
@@ -53,6 +53,7 @@ class Task(NamedTuple):
 
     number: int
     sample: int
+    first: int  # token, counted from the first sample's first
     block: int
     width: int  # 16, fewer in the last block
     chunks: int
@@ -61,6 +62,7 @@ class Task(NamedTuple):
     states: int  # a multiple of STEP
     cycles: int
     padded: int  # the length, filled up to whole chunks
+    together: int  # blocks that are scanned at a time, from this one on
 
 
 class Strides(NamedTuple):
@@ -92,9 +94,10 @@ class Kept(NamedTuple):
     sums: Floats  # (B, J, K + 1, 16)
 
 
-def work_size(states: int) -> int:
+def work_size(states: int, together: int) -> int:
     """How many float32 of working memory a task needs."""
-    return STATES + LANES * states + 2 * CHUNK * -(-states // LANES) * LANES
+    weights = 2 * CHUNK * -(-states // LANES) * LANES
+    return STATES + LANES * states + weights + together * (states + 1) * LANES
 
 
 _compiled = compiled(__file__, scan_numba_steps.__file__, simd_rows.__file__)
@@ -111,7 +114,7 @@ def fetch(
     task: Task, k: int, source: Numbers, stride: int, work: Floats, plane: int, row: int
 ) -> None:
     """Copy chunk k of (B, L, C) to rows; lanes after the last channel: 0."""
-    at = (task.sample * task.length + k * CHUNK) * stride + task.block * LANES
+    at = (task.first + k * CHUNK) * stride + task.block * LANES
     for t in range(min(CHUNK, task.length - k * CHUNK)):
         to = plane + t * row
         if task.width == LANES:
@@ -125,7 +128,7 @@ def fetch(
 @_compiled
 def put(task: Task, k: int, work: Floats, plane: int, row: int, target: Numbers) -> None:
     """Copy chunk k back to (B, L, C)."""
-    at = (task.sample * task.length + k * CHUNK) * task.channels + task.block * LANES
+    at = (task.first + k * CHUNK) * task.channels + task.block * LANES
     for t in range(min(CHUNK, task.length - k * CHUNK)):
         place = plane + t * row
         if task.width == LANES:
@@ -187,7 +190,7 @@ def _fetch_weights(
 ) -> None:
     """Copy a chunk's input weights, or those of outputs to the second half of the rows."""
     width = _width(task)
-    at = (task.sample * task.length + k * CHUNK) * stride
+    at = (task.first + k * CHUNK) * stride
     to = STATES + task.states * LANES + second * width
     for _t in range(min(CHUNK, task.length - k * CHUNK)):
         for n in range(0, task.states, LANES):
@@ -201,6 +204,20 @@ def _fetch_weights(
 
 
 @_compiled
+def _neighbour(t: Task, i: int) -> Task:
+    """The i-th block after a task's own, as a task."""
+    block, width = t.block + i, min(LANES, t.channels - (t.block + i) * LANES)
+    sizes = t.chunks, t.length, t.channels, t.states, t.cycles, t.padded
+    return Task(t.number + i, t.sample, t.first, block, width, *sizes, 1)
+
+
+@_compiled
+def _copy(work: Floats, at: int, size: int, to: int) -> None:
+    for i in range(0, size, LANES):
+        store(work, to + i, load(work, at + i))
+
+
+@_compiled
 def forward(
     task: Task,
     sources: Sources,
@@ -210,39 +227,90 @@ def forward(
     keep: bool,
     work: Floats,
 ) -> None:
-    """Outputs y (B, L, C) of one task; ``kept`` is filled if ``keep``, else it may be empty."""
-    states = task.states
-    total = total_weight(task, sources.gamma)
-    direct = load(sources.direct, task.block * LANES)
-    passed = splat(ZERO)
-    for n in range(states):
-        store(work, STATES + n * LANES, splat(ZERO))
+    """Outputs y (B, L, C) of one task; ``kept`` is filled if ``keep``, else it may be empty.
+
+    Its blocks go through a chunk one after the other: they have their weights in common, and
+    inputs that are neighbours in memory.
+    """
+    size = task.states * LANES
+    # Behind the weights, for each block: states and, after them, the sum of the steps.
+    first, apart = STATES + size + 2 * CHUNK * _width(task), size + LANES
+    for i in range(0, task.together * apart, LANES):
+        store(work, first + i, splat(ZERO))
     for k in range(task.chunks):
-        if keep:
-            _keep(task, k, kept, work, passed)
-        _fetch_steps(task, k, sources, strides, work)
         _fetch_weights(task, k, sources.b, strides.b, work, 0)
         _fetch_weights(task, k, sources.c, strides.c, work, 1)
-        fetch(task, k, sources.u, strides.u, work, X, ROW)
-        here = most = splat(ZERO)
-        rows = min(CHUNK, task.length - k * CHUNK)
-        for row in range(0, rows * ROW, ROW):
-            u, delta = load(work, row + X), load(work, row + DELTA)
-            here = here + delta
-            most = larger(delta, most)
-            store(work, row + X, delta * u)
-            store(work, row + Y, direct * u)
-        passed = passed + here
-        for n in range(0, states, STEP):
-            _scan_chunk(task, rows, n, sources, work, most)
-        for row in range(0, rows * ROW, ROW):
-            store(work, row + Y, total * load(work, row + Y))
-        put(task, k, work, Y, ROW, y)
+        for i in range(task.together):
+            at = first + i * apart
+            _copy(work, at, size, STATES)
+            passed = load(work, at + size)
+            passed = _scan(_neighbour(task, i), k, sources, strides, y, kept, keep, work, passed)
+            store(work, at + size, passed)
+            _copy(work, STATES, size, at)
+    for i in range(task.together):
+        one, at = _neighbour(task, i), first + i * apart
+        _copy(work, at, size, STATES)
+        passed = load(work, at + size)
+        if keep:
+            _keep(one, task.chunks, kept, work, passed)
+        if task.cycles > 1:
+            _weigh_starts(one, sources, work, passed)
+            _add_starts(one, sources, strides, y, work)
+
+
+@_compiled
+def _scan(
+    task: Task,
+    k: int,
+    sources: Sources,
+    strides: Strides,
+    y: Numbers,
+    kept: Kept,
+    keep: bool,
+    work: Floats,
+    passed: Any,
+) -> Any:
+    """Outputs of a block's chunk, but for the starts' part; returns the sum of the steps."""
     if keep:
-        _keep(task, task.chunks, kept, work, passed)
-    if task.cycles > 1:
-        _weigh_starts(task, sources, work, passed)
-        _add_starts(task, sources, strides, y, work)
+        _keep(task, k, kept, work, passed)
+    direct = load(sources.direct, task.block * LANES)
+    _fetch_steps(task, k, sources, strides, work)
+    fetch(task, k, sources.u, strides.u, work, X, ROW)
+    here = most = splat(ZERO)
+    rows = min(CHUNK, task.length - k * CHUNK)
+    for row in range(0, rows * ROW, ROW):
+        u, delta = load(work, row + X), load(work, row + DELTA)
+        here = here + delta
+        most = larger(delta, most)
+        store(work, row + X, delta * u)
+        store(work, row + Y, direct * u)
+    for n in range(0, task.states, STEP):
+        _scan_chunk(task, rows, n, sources, work, most)
+    total = total_weight(task, sources.gamma)
+    for row in range(0, rows * ROW, ROW):
+        store(work, row + Y, total * load(work, row + Y))
+    put(task, k, work, Y, ROW, y)
+    return passed + here
+
+
+@_compiled
+def forward_all(
+    tasks: Any,
+    queue: Any,
+    sources: Sources,
+    strides: Strides,
+    y: Numbers,
+    kept: Kept,
+    keep: bool,
+    work: Floats,
+) -> None:
+    """As ``forward``, of tasks (T, fields) of a ``queue``, until there are no more."""
+    i = take(queue, len(tasks))
+    while i >= 0:
+        t = tasks[i]
+        task = Task(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11])
+        forward(task, sources, strides, y, kept, keep, work)
+        i = take(queue, len(tasks))
 
 
 @_compiled

@@ -10,16 +10,20 @@ two threads call at once, or when a process that has used them forks.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from threading import Barrier
-from typing import TypeVar
+from threading import Barrier, get_ident, local
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+_here = local()  # .threads: how many ``alone`` has, on the thread that it runs on
 
 
 def runs_in_parts(x: Tensor) -> bool:
@@ -40,8 +44,10 @@ def in_graph() -> bool:
 def share(work: Callable[[T], None], items: Iterable[T]) -> None:
     """Call ``work`` with each item, on as many threads as torch has; without gradients.
 
-    Returns when all calls have. Which thread gets which item is left to chance, so calls must
-    write to different places. With one thread, or one item, the caller does it itself.
+    The caller's is one of them; it takes items from the first on, the others from the last on, so
+    that of a picture in parts each finds most often what it made before. Returns when all calls
+    have. Which thread gets which item is left to chance, so calls must write to different places.
+    With one thread, or one item, the caller does it all.
 
     Raises:
         Exception: what a call raised, the first of them; items not yet begun are dropped.
@@ -49,25 +55,30 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
     waiting = deque(items)
     inference = torch.is_inference_mode_enabled()
 
-    def work_off() -> None:
+    def work_off(next_one: Callable[[], T]) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             while True:
                 try:
-                    item = waiting.popleft()
+                    item = next_one()
                 except IndexError:
                     return
                 work(item)
 
-    threads = torch.get_num_threads()
+    within = getattr(_here, "threads", 0)
+    threads = within or torch.get_num_threads()
     if threads == 1 or len(waiting) < 2:
-        work_off()
+        work_off(waiting.popleft)
         return
     pool = _pool(threads, os.getpid())
-    futures = [pool.submit(work_off) for _ in range(min(threads, len(waiting)))]
-    errors = []
+    futures = [pool.submit(work_off, waiting.pop) for _ in range(min(threads, len(waiting)) - 1)]
+    errors: list[BaseException] = []
     try:
+        # The caller is one of them: to wake another thread takes as long as a small item.
+        with nullcontext() if within else _on_this_thread_alone(threads):
+            work_off(waiting.popleft)
         for future in futures:
-            if (error := future.exception()) is not None:
+            # One that has not woken yet has nothing left to do.
+            if not future.cancel() and (error := future.exception()) is not None:
                 waiting.clear()
                 errors.append(error)
     finally:
@@ -80,29 +91,50 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
         raise errors[0]
 
 
-def alone(work: Callable[[], T]) -> T:
-    """What a call returns, on a thread on which torch uses that thread alone; without gradients.
+def share_out(work: Callable[[Any], None]) -> None:
+    """Call compiled ``work`` on each thread, with a queue that all have in common.
 
-    For small things before a ``share``: torch divides even 2,048 exponentials among its own
-    threads, and those then spin for 4 ms on cores that ours need.
+    It takes one piece after the other from it (``simd_rows.take``) until none is left. So a thread
+    asks for the interpreter once, not for each piece: to wait for another that has it takes as
+    long as a small piece does.
+    """
+    begun, caller = np.zeros(3, np.int64), get_ident()  # of all, from the last on, from the first
+    threads = getattr(_here, "threads", 0) or torch.get_num_threads()
+    share(lambda _: work((begun, get_ident() != caller)), range(threads))
+
+
+@contextmanager
+def _on_this_thread_alone(threads: int) -> Iterator[None]:
+    # A thread that asks torch for the first time meanwhile takes this number over.
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def alone(work: Callable[[], T]) -> T:
+    """What a call returns for which torch uses the caller's thread alone; without gradients.
+
+    For small things beside a ``share``: torch divides even 2,048 exponentials among its own
+    threads, and those then spin for 4 ms on cores that ours need. ``share`` may be called within.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         return work()
-    inference = torch.is_inference_mode_enabled()
-
-    def run() -> T:
-        with torch.inference_mode(inference), torch.no_grad():
+    _here.threads = threads
+    try:
+        with _on_this_thread_alone(threads), torch.no_grad():
             return work()
-
-    return _pool(threads, os.getpid()).submit(run).result()
+    finally:
+        _here.threads = 0
 
 
 @lru_cache(maxsize=1)
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
     """The threads. They do not survive a fork: ``process`` makes a child start its own."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="anyres")
-    started = Barrier(count)
+    started, before = Barrier(count), torch.get_num_threads()
 
     def start() -> None:
         torch.set_num_threads(1)
@@ -113,5 +145,5 @@ def _pool(count: int, process: int) -> ThreadPoolExecutor:
     for future in [pool.submit(start) for _ in range(count)]:
         future.result()
     # torch keeps a number for each thread, and that set last for threads to come.
-    torch.set_num_threads(count)
+    torch.set_num_threads(before)
     return pool

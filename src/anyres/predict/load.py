@@ -8,6 +8,7 @@ from anyres.errors import InputError, WeightsError
 from anyres.models import parts
 from anyres.models.basam import adapt
 from anyres.models.config import ModelConfig, Pad, TinyViTConfig, ViTConfig
+from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.presets import preset
 from anyres.models.segmenter import Segmenter
 from anyres.models.stem import ConvStem
@@ -131,6 +132,8 @@ def put(model: Segmenter, device: torch.device, dtype: torch.dtype) -> Segmenter
     for module in model.modules():
         if isinstance(module, ConvStem | ConvNorm):
             exact |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        elif isinstance(module, MaskDecoder):
+            exact |= {id(tensor) for tensor in module.of_tokens()}
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         same = id(tensor) in exact or not tensor.is_floating_point()

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyres.geometry import Frame
+from anyres.ops.block import enlarging_runs_compiled
+from anyres.ops.threads import runs_in_parts
 
 # Picture pixels upscaled at once. On a CPU the block of float logits stays in the cache, which
 # is as fast as torch's own upsampling and needs no float copy of the picture.
@@ -52,7 +54,11 @@ def upscale(
     dtype = torch.float32 if threshold is None else torch.bool
     out = torch.empty(shape, dtype=dtype, device=logits.device)
     steps = _upscale_as_sam if two_step else _upscale_once
+    compiled = not two_step and runs_in_parts(logits) and enlarging_runs_compiled()
     for source, target in zip(logits.float(), out, strict=True):
+        if compiled:
+            _upscale_compiled(source, frame, target, 0.0 if threshold is None else threshold)
+            continue
         for part, block in steps(source, frame):
             if threshold is None:
                 target[part] = block
@@ -79,12 +85,7 @@ def _upscale_as_sam(logits: Tensor, frame: Frame) -> Iterator[tuple[_Part, Tenso
 
 def _upscale_once(logits: Tensor, frame: Frame) -> Iterator[tuple[_Part, Tensor]]:
     """One bilinear interpolation (M, h, w) -> (M, H, W), in blocks of rows, mask by mask."""
-    (top, bottom, y), (left, right, x) = (
-        _taps(picture, resized * cells / model, logits.device)
-        for picture, resized, model, cells in zip(
-            frame.picture_hw, frame.resized_hw, frame.input_hw, logits.shape[1:], strict=True
-        )
-    )
+    (top, bottom, y), (left, right, x) = _axes(logits, frame)
     height, width = frame.picture_hw
     step = max(1, _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE) // width)
     for index, mask in enumerate(logits):
@@ -94,6 +95,27 @@ def _upscale_once(logits: Tensor, frame: Frame) -> Iterator[tuple[_Part, Tensor]
             rows = slice(start, min(start + step, height))
             upper, lower = (wide.index_select(0, taps[rows]) for taps in (top, bottom))
             yield np.s_[index, rows], torch.lerp(upper, lower, y[rows, None])
+
+
+def _upscale_compiled(logits: Tensor, frame: Frame, out: Tensor, threshold: float) -> None:
+    """The same into ``out`` (M, H, W), float32, or bool for what is larger than a threshold."""
+    from anyres.ops import enlarge_cpu
+
+    enlarge_cpu.enlarge(logits, *_axes(logits, frame), out, threshold)
+
+
+_Taps = tuple[Tensor, Tensor, Tensor]
+
+
+def _axes(logits: Tensor, frame: Frame) -> tuple[_Taps, _Taps]:
+    """``_taps`` of rows and of columns."""
+    rows, columns = (
+        _taps(picture, resized * cells / model, logits.device)
+        for picture, resized, model, cells in zip(
+            frame.picture_hw, frame.resized_hw, frame.input_hw, logits.shape[1:], strict=True
+        )
+    )
+    return rows, columns
 
 
 def _taps(count: int, valid: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
