@@ -35,7 +35,7 @@ def models():
 
 
 def prompt(shape, *, box=False, mask=True):
-    pictures, prompts, height, width, clicks = shape
+    _, prompts, height, width, clicks = shape
     size = torch.tensor([16.0 * width, 16.0 * height])
     labels = torch.randint(-1, 2, (prompts, clicks))
     return {
