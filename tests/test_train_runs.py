@@ -177,10 +177,10 @@ def test_validation(discs, tmp_path):
         for i in range(2):
             with Image.open(discs / "discs" / kind / f"{i}.png") as picture:
                 Image.fromarray(np.asarray(picture)[:, ::-1].copy()).save(other / kind / f"{i}.png")
-    # From weights that find something, and so fast that each step changes it.
+    # From weights that find something, and fast enough that each step changes it.
     with assets.embedded_weights() as path:
         start = str(shutil.copy(path, tmp_path / "start.safetensors"))
-    plain = replace(TINY, start=start, matrix_lr=0.05, ema=0.0, warmup=1)
+    plain = replace(TINY, start=start, matrix_lr=0.005, ema=0.0, warmup=1)
     config = replace(
         plain, validation=str(other), validate_every=1, validation_objects=2, validation_clicks=3
     )
