@@ -14,9 +14,9 @@ from anyres.metrics.overlap import iou
 from anyres.models.build import build
 from anyres.models.click_maps import COLOUR_SCALES, ClickMaps, Landmarks
 from anyres.models.layers import DoublingConv2d
-from anyres.models.mask_decoder import Attention
 from anyres.models.presets import preset
 from anyres.models.stem import ConvStem
+from anyres.models.two_way import Attention
 from anyres.predict.load import put
 
 XS = preset("hrsam_xs")
@@ -52,11 +52,14 @@ def test_attention_of_tokens_and_image_is_the_published_one(dtype):
     tokens, other, image, placed = (x.to(dtype) for x in (tokens, other, image, placed))
     found = (
         layer(tokens, other, other),
-        layer.understand([layer.look(layer.ask(tokens), placed, image)]),
-        layer.understand(
-            [layer.look(layer.ask(tokens), placed[:, part], image[:, part]) for part in PARTS]
+        layer.merge([layer.attend_image(layer.fold_queries(tokens), placed, image)]),
+        layer.merge(
+            [
+                layer.attend_image(layer.fold_queries(tokens), placed[:, part], image[:, part])
+                for part in PARTS
+            ]
         ),
-        layer.hear(image, placed, layer.tell(tokens, other)),
+        layer.attend_tokens(image, placed, layer.fold_keys_values(tokens, other)),
     )
     for one, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(one.float(), wanted, rtol=0, atol=TOLERANCE[dtype])

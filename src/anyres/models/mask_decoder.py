@@ -4,7 +4,7 @@ Shapes: P prompts, T tokens, C channels, (h, w) token grid, M masks.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,208 +15,17 @@ from anyres.models.layers import (
     MLP,
     DoublingConv2d,
     LayerNorm2d,
-    MLPBlock,
     SiLU,
     each,
     rows,
     weight_and_bias,
 )
-from anyres.ops import block
+from anyres.models.two_way import TwoWayTransformer, in_tiles
 from anyres.ops.precision import wide
-from anyres.ops.threads import runs_in_parts
 
 # Upscaled pixels at once. On CPUs their float32 channels stay in the cache.
 _PIXELS = {"cpu": 2**15}
 _PIXELS_ELSEWHERE = 2**26
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose inner width may be smaller than its model width.
-
-    Tokens are few (T of them, H heads), image tokens are many (n). Where one side is the image, its
-    projection is moved over to the tokens' side: ``q (x Wk)ᵀ`` is ``(q Wkᵀ) xᵀ``, and ``a (x Wv)``
-    is ``(a x) Wv``. The image then takes part in two products with H * T columns and is never
-    projected; nothing is left that could be computed once a picture.
-    """
-
-    def __init__(self, dim: int, heads: int, downsample: int = 1) -> None:
-        super().__init__()
-        inner = dim // downsample
-        self.heads = heads
-        self.q_proj = nn.Linear(dim, inner)
-        self.k_proj = nn.Linear(dim, inner)
-        self.v_proj = nn.Linear(dim, inner)
-        self.out_proj = nn.Linear(inner, dim)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend from tokens q (P, T, C) to tokens k and v (P, T', C); gives (P, T, C)."""
-        q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self.v_proj(v)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        # Written out: with few tokens this is faster on CPUs than the fused call.
-        return self._merge(scores.softmax(-1) @ self._split(v))
-
-    def ask(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """What tokens q (P, T, C) ask of the image, for ``look``."""
-        q = self._split(self.q_proj(q))
-        q = q * q.shape[-1] ** -0.5
-        weight, bias = self._heads(self.k_proj)
-        return (q @ weight).flatten(1, 2), (q @ bias[..., None]).flatten(1, 2)
-
-    @staticmethod
-    def look(asked: tuple[Tensor, Tensor], k_image: Tensor, v_image: Tensor) -> "Seen":
-        """Attend to a part of the image, (P, n, C) of keys and of values."""
-        weight, bias = asked
-        scores = wide(torch.baddbmm(bias, weight, k_image.transpose(1, 2)))
-        highest = scores.detach().amax(-1, True)
-        shares = (scores - highest).exp()
-        return Seen(highest, shares.sum(-1, True), shares.to(v_image.dtype) @ v_image)
-
-    def understand(self, parts: "list[Seen]") -> Tensor:
-        """From what was seen of all parts of the image to tokens (P, T, C)."""
-        seen = wide(parts[0].values) / parts[0].total
-        if len(parts) > 1:
-            highest, total, values = (torch.stack(each) for each in zip(*parts, strict=True))
-            weight = (highest - highest.amax(0)).exp()
-            seen = (values * weight).sum(0) / (total * weight).sum(0)
-        seen = seen.to(self.v_proj.weight.dtype).unflatten(1, (self.heads, -1))
-        weight, bias = self._heads(self.v_proj)
-        return self._merge(seen @ weight.transpose(1, 2) + bias[:, None])
-
-    def tell(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What tokens k, v (P, T, C) tell the image, for ``hear``."""
-        k = self._split(self.k_proj(k))
-        k = k * k.shape[-1] ** -0.5
-        weight, bias = self._heads(self.q_proj)
-        # The weights of each head sum to 1, so every head brings its share of the bias.
-        out_weight = self.out_proj.weight.t().unflatten(0, (self.heads, -1))
-        values = self._split(self.v_proj(v)) @ out_weight + self.out_proj.bias / self.heads
-        return (k @ weight).flatten(1, 2), (k @ bias[..., None]).flatten(1, 2), values.flatten(1, 2)
-
-    def hear(self, image: Tensor, q_image: Tensor, told: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Add to a part of the image (P, n, C) what q_image (P, n, C) attends to in tokens."""
-        weight, bias, values = told
-        scores = torch.baddbmm(bias, weight, q_image.transpose(1, 2))
-        # A softmax along the middle: along T in memory it takes ten times as long on CPUs.
-        attention = scores.unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2)
-        return torch.baddbmm(image, attention.transpose(1, 2), values)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """(P, T, H * d) to (P, H, T, d)."""
-        split: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
-        return split
-
-    def _merge(self, x: Tensor) -> Tensor:
-        merged: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))
-        return merged
-
-    def _heads(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Weights (H, d, C) and bias (H, d) of each head."""
-        return layer.weight.unflatten(0, (self.heads, -1)), layer.bias.unflatten(
-            0, (self.heads, -1)
-        )
-
-
-class Seen(NamedTuple):
-    """Attention to a part of the image.
-
-    Attributes:
-        highest: the highest of each row's scores, (P, H * T, 1).
-        total: the sum of their exponentials, less the highest.
-        values: the sum of values so weighted, (P, H * T, C).
-    """
-
-    highest: Tensor
-    total: Tensor
-    values: Tensor
-
-
-class TwoWayBlock(nn.Module):
-    """Tokens attend to themselves, to the image, pass an MLP; then the image attends to them."""
-
-    def __init__(self, dim: int, heads: int, mlp: int, first: bool) -> None:
-        super().__init__()
-        self.self_attn = Attention(dim, heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = Attention(dim, heads, downsample=2)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLPBlock(dim, mlp, F.relu)
-        self.norm3 = nn.LayerNorm(dim)
-        self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = Attention(dim, heads, downsample=2)
-        self.first = first
-
-    def look_around(self, tokens: Tensor, token_pe: Tensor) -> Tensor:
-        """Tokens (P, T, C) before they attend to the image."""
-        if self.first:
-            # As in SAM: the first block's self-attention replaces the tokens.
-            tokens = self.self_attn(tokens, tokens, tokens)
-        else:
-            q = tokens + token_pe
-            tokens = tokens + self.self_attn(q, q, tokens)
-        normed: Tensor = self.norm1(tokens)
-        return normed
-
-    def think(self, tokens: Tensor, parts: list[Seen]) -> Tensor:
-        """Tokens (P, T, C) after they attended to the image."""
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image.understand(parts))
-        normed: Tensor = self.norm3(tokens + self.mlp(tokens))
-        return normed
-
-
-class TwoWayTransformer(nn.Module):
-    """Blocks of two-way attention and a last look of the tokens at the image.
-
-    Whatever image tokens do needs only themselves and the prompt's: where a kernel runs, a few of
-    them take the whole step from one block to the next at a time.
-    """
-
-    def __init__(self, dim: int, depth: int, heads: int, mlp: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(TwoWayBlock(dim, heads, mlp, i == 0) for i in range(depth))
-        self.final_attn_token_to_image = Attention(dim, heads, downsample=2)
-        self.norm_final_attn = nn.LayerNorm(dim)
-
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Give updated tokens (P, T, C) and image tokens (P, h*w, C)."""
-        token_pe = tokens = tokens.to(self.norm_final_attn.weight.dtype)
-        told, told_by = None, None
-        for layer in cast("list[TwoWayBlock]", list(self.layers)):
-            tokens = layer.look_around(tokens, token_pe)
-            asked = layer.cross_attn_token_to_image.ask(tokens + token_pe)
-            image, parts = _step(image, image_pe, told_by, told, asked)
-            tokens = layer.think(tokens, parts)
-            told = layer.cross_attn_image_to_token.tell(tokens + token_pe, tokens)
-            told_by = layer
-        asked = self.final_attn_token_to_image.ask(tokens + token_pe)
-        image, parts = _step(image, image_pe, told_by, told, asked)
-        attended = self.final_attn_token_to_image.understand(parts)
-        return self.norm_final_attn(tokens + attended), image
-
-
-def _step(
-    image: Tensor,
-    image_pe: Tensor,
-    told_by: TwoWayBlock | None,
-    told: tuple[Tensor, Tensor, Tensor] | None,
-    asked: tuple[Tensor, Tensor],
-) -> tuple[Tensor, list[Seen]]:
-    """Image tokens (P, n, C) hear what a block's tokens tell, if any; then others look at them."""
-    if not _in_tiles(image):
-        if told_by is not None and told is not None:
-            weight, bias, values = (x.to(image.dtype) for x in told)
-            hear = told_by.cross_attn_image_to_token.hear
-            image = told_by.norm4(hear(image, image + image_pe, (weight, bias, values)))
-        weight, bias = (x.to(image.dtype) for x in asked)
-        return image, [Attention.look((weight, bias), image + image_pe, image)]
-    from anyres.ops import two_way_cpu
-
-    known = None
-    if told_by is not None and told is not None:
-        heads = told_by.cross_attn_image_to_token.heads
-        norm = told_by.norm4
-        known = two_way_cpu.Told(*told, heads, (norm.weight, norm.bias, norm.eps))
-    image, found = two_way_cpu.step(image, image_pe, known, asked)
-    return image, [Seen(*each) for each in found]
 
 
 class MaskDecoder(nn.Module):
@@ -341,7 +150,7 @@ class MaskDecoder(nn.Module):
         """
         prompts, height, width, _ = image_PhwC.shape
         details = tuple(each(map_, prompts) for map_ in details)
-        if _in_tiles(image_PhwC):
+        if in_tiles(image_PhwC):
             return self._logits_in_tiles(image_PhwC, hyper_PMc, chosen, details)
         pixels = _PIXELS.get(image_PhwC.device.type, _PIXELS_ELSEWHERE)
         step = height if torch.is_grad_enabled() else max(1, pixels // (16 * prompts * width))
@@ -392,8 +201,3 @@ class MaskDecoder(nn.Module):
         x = up2(act(norm(x + details[1] if details else x)))
         upscaled: Tensor = act2(x + details[0] if details else x)
         return upscaled
-
-
-def _in_tiles(image: Tensor) -> bool:
-    """Whether kernels run for image tokens (.., C)."""
-    return runs_in_parts(image) and block.decoder_runs_in_tiles(image.dtype, image.shape[-1])

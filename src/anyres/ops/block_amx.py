@@ -16,7 +16,7 @@ import torch
 from anyres.ops import block_cpu, block_tiles
 from anyres.ops.block_columns import Layout, Linear, Memory, Norm, Parameters, Sizes
 from anyres.ops.block_cpu import numbers
-from anyres.ops.block_tiles import SIDE
+from anyres.ops.product_tiles import SIDE
 from anyres.ops.simd import LANES
 from anyres.ops.simd_tiles import PALETTE
 from anyres.ops.threads import share

@@ -16,31 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from anyres.ops import block_columns, simd_rows, simd_tiles
+from anyres.ops import block_columns, product_tiles, simd_rows, simd_tiles
 from anyres.ops.block_columns import Layout, Linear, Memory, Norm, Parameters, Sizes
+from anyres.ops.product_tiles import SIDE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, splat, store
 from anyres.ops.simd_rows import firsts, larger, seconds, total
 from anyres.ops.simd_tiles import (
-    clear,
     coarse_gelu,
     coarse_power,
     configure,
     inverse,
     inverse_root,
-    load_tile,
-    multiply,
     release,
     store_pairs,
-    store_tile,
     turn,
 )
 
-SIDE = 2 * LANES  # rows and columns of what is multiplied at a time: four tiles of sums
 PANEL = 2**19  # numbers within the MLP at a time: with all else what a core's cache holds
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 
-_sources = (block_columns, simd_rows, simd_tiles)
+_sources = (block_columns, product_tiles, simd_rows, simd_tiles)
 _compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
 
 
@@ -48,43 +44,6 @@ _compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
 def panel(hidden: int) -> int:
     """Columns that go through products at a time."""
     return max(1, PANEL // (hidden * SIDE)) * SIDE
-
-
-@_compiled
-def product(
-    left: Any,
-    at: int,
-    row: int,
-    step: int,
-    right: Any,
-    first: int,
-    second: int,
-    count: int,
-    sums: Floats,
-    to: int,
-) -> None:
-    """Multiply 32 rows by two stripes: sums (32, 32).
-
-    ``row`` and ``step`` are between rows and between 32 columns of the left factor.
-    """
-    clear(0)
-    clear(1)
-    clear(2)
-    clear(3)
-    lower = at + LANES * row
-    for i in range(count):
-        load_tile(4, left, at + i * step, row)
-        load_tile(6, right, first + i * SIDE * LANES, SIDE)
-        multiply(0, 4, 6)
-        load_tile(7, right, second + i * SIDE * LANES, SIDE)
-        multiply(1, 4, 7)
-        load_tile(5, left, lower + i * step, row)
-        multiply(2, 5, 6)
-        multiply(3, 5, 7)
-    store_tile(0, sums, to, SIDE)
-    store_tile(1, sums, to + LANES, SIDE)
-    store_tile(2, sums, to + LANES * SIDE, SIDE)
-    store_tile(3, sums, to + LANES * SIDE + LANES, SIDE)
 
 
 @_compiled
@@ -153,7 +112,7 @@ def _add(
     for o in range(0, width, SIDE):
         for t in range(begin, end, SIDE):
             first = (t - offset) * inner
-            product(
+            tile_product(
                 weight,
                 o * inner,
                 inner,
@@ -164,6 +123,7 @@ def _add(
                 inner // SIDE,
                 sums,
                 0,
+                SIDE,
             )
             for half in range(0, SIDE, LANES):
                 at = (t + half) * width + o * LANES
@@ -184,7 +144,7 @@ def _widen(
     for o in range(0, hidden, SIDE):
         for t in range(begin, end, SIDE):
             first = t * width
-            product(
+            tile_product(
                 weight,
                 o * width,
                 width,
@@ -195,6 +155,7 @@ def _widen(
                 width // SIDE,
                 sums,
                 0,
+                SIDE,
             )
             for half in range(0, SIDE, LANES):
                 at = (t - begin + half) * hidden + o * LANES
@@ -218,7 +179,7 @@ def _project(
         head, inside = channel // depth, channel % depth
         for t in range(begin, end, SIDE):
             first = t * width
-            product(
+            tile_product(
                 weight,
                 o * width,
                 width,
@@ -229,6 +190,7 @@ def _project(
                 width // SIDE,
                 sums,
                 0,
+                SIDE,
             )
             block = t // SIDE
             window, key, part = blocks[block, 0], blocks[block, 1], blocks[block, 2]
@@ -290,7 +252,7 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
         first = t * width + head * depth * LANES
         second = first + LANES * width
         for key in range(0, keys, SIDE):
-            product(
+            tile_product(
                 memory.k,
                 of_keys + key * SIDE,
                 SIDE,
@@ -301,6 +263,7 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
                 depth // SIDE,
                 sums,
                 key * SIDE,
+                SIDE,
             )
         for half in range(0, SIDE, LANES):
             top, other = load(sums, half), load(sums, SIDE + half)
@@ -316,7 +279,7 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
                 store_pairs(powers, (half * keys) + key * LANES, x, y)
             store(memory.scales, half, inverse(passed + others))
         for i in range(0, depth, SIDE):
-            product(
+            tile_product(
                 memory.v,
                 of_keys + i * SIDE,
                 SIDE,
@@ -327,6 +290,7 @@ def _attend(window: int, head: int, begin: int, end: int, memory: Memory, sizes:
                 keys // SIDE,
                 sums,
                 0,
+                SIDE,
             )
             for half in range(0, SIDE, LANES):
                 scale = load(memory.scales, half)

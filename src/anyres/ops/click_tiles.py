@@ -23,7 +23,7 @@ from anyres.ops.grid_tiles import (
     pixel,
     project,
 )
-from anyres.ops.product_tiles import SIDE, TILE, block
+from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, decay, load, multiply_add, splat, spread, store
 from anyres.ops.simd_rows import larger
 from anyres.ops.simd_tiles import configure, release, turn
@@ -79,8 +79,8 @@ def likeness(
             store(space, best + i, splat(NOTHING))
         for group in range(0, len(labels), LANES):
             to = 2 * group // LANES * tiles * TILE
-            block(
-                *(x, at * channels, channels, clicks, to, to + tiles * TILE, tiles),
+            tile_product(
+                *(x, at * channels, channels, SIDE, clicks, to, to + tiles * TILE, tiles),
                 *(space, 0, SIDE),
             )
             for half in range(2):

@@ -57,6 +57,17 @@ class _Part(NamedTuple):
     tokens: int
 
 
+class _Maps(NamedTuple):
+    """Of all tokens: input, gate and steps (rows, C), weights (rows, 2 N); and the pieces."""
+
+    u: Tensor
+    gate: Tensor
+    steps: Tensor
+    weights: Tensor
+    sources: tuple[Any, ...]
+    targets: tuple[Any, ...]
+
+
 _buffers = Buffers(KEPT)
 
 
@@ -87,7 +98,7 @@ def run(
     between = [x.view(rows, -1) for x in (u, gate, steps, weights)]
     in_tiles = block.scan_runs_in_tiles(between[0], (columns - channels) // 2)
     maps = [tuple(numbers(x) for x in tensors) for tensors in (pieces, outputs)]
-    products = (_Tiles if in_tiles else _Products)(parameters, *between, *maps)
+    products = (_Tiles if in_tiles else _Products)(parameters, _Maps(*between, *maps))
     parts = _parts(batch, lengths, channels, *((8, MOST // 2) if in_tiles else (4, MOST)))
     products.before(parts)
     scan(*(x.view(batch, -1, x.shape[1]) for x in (between[0], *between[2:])))
@@ -95,21 +106,10 @@ def run(
 
 
 class _Products:
-    """What comes before and after the scan, multiplied by torch.
+    """What comes before and after the scan, multiplied by torch."""
 
-    Of the input, the gate and steps (rows, C), weights (rows, 2 N), and pieces.
-    """
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        u: Tensor,
-        gate: Tensor,
-        steps: Tensor,
-        weights: Tensor,
-        sources: tuple[Any, ...],
-        targets: tuple[Any, ...],
-    ) -> None:
+    def __init__(self, parameters: Parameters, maps: _Maps) -> None:
+        u, gate, steps, weights, sources, targets = maps
         self._of, self._u, self._wide = parameters, u, (steps, weights)
         self._arrays = numbers(u), numbers(gate)
         self._sources, self._targets = sources, targets
@@ -156,16 +156,8 @@ class _Products:
 class _Tiles:
     """As ``_Products``, by the processor's tiles: all parts in one call on each thread."""
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        u: Tensor,
-        gate: Tensor,
-        steps: Tensor,
-        weights: Tensor,
-        sources: tuple[Any, ...],
-        targets: tuple[Any, ...],
-    ) -> None:
+    def __init__(self, parameters: Parameters, maps: _Maps) -> None:
+        u, gate, steps, weights, sources, targets = maps
         from anyres.ops import cycle_tiles, simd_tiles
 
         self._run, self._palette = cycle_tiles, simd_tiles.PALETTE

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import block_tiles, cycle_numba, simd_rows
-from anyres.ops.block_tiles import SIDE, product
+from anyres.ops import cycle_numba, product_tiles, simd_rows
+from anyres.ops.product_tiles import SIDE, tile_product
 from anyres.ops.simd import LANES, compiled, load, splat, store
 from anyres.ops.simd_rows import take
 from anyres.ops.simd_tiles import (
@@ -29,7 +29,7 @@ from anyres.ops.simd_tiles import (
 ONE = np.float32(1)
 MINUS_LOG2E = np.float32(-math.log2(math.e))
 
-_sources = (block_tiles, cycle_numba, simd_rows)
+_sources = (cycle_numba, product_tiles, simd_rows)
 _compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
 
 
@@ -60,7 +60,7 @@ def pair(weight: Any, first: int, stop: int, inner: int, pairs: Any) -> None:
 def _multiply(x: Any, row: int, pairs: Any, o: int, inner: int, sums: Any) -> None:
     """Rows ``row`` to ``row`` + 31 by outer channels ``o`` to ``o`` + 31: sums (32, 32)."""
     first, second = o * inner, (o + LANES) * inner
-    product(x, row * inner, inner, SIDE, pairs, first, second, inner // SIDE, sums, 0)
+    tile_product(x, row * inner, inner, SIDE, pairs, first, second, inner // SIDE, sums, 0, SIDE)
 
 
 @_compiled

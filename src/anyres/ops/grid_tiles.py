@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from anyres.ops import cycle_tiles, product_tiles
 from anyres.ops.cycle_tiles import silu
-from anyres.ops.product_tiles import SIDE, TILE, block
+from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, store
 from anyres.ops.simd_tiles import (
     clear,
@@ -135,7 +135,7 @@ def project(
         second = first + count * TILE
         for column in range(0, width, SIDE):
             line = pixel(width, row % x.height, column, channels)
-            block(source, line, channels, weight, first, second, count, sums, 0, SIDE)
+            tile_product(source, line, channels, SIDE, weight, first, second, count, sums, 0, SIDE)
             for r in range(min(SIDE, width - column)):
                 here = (column + r) * c + o
                 for half in range(0, min(SIDE, c - o), LANES):

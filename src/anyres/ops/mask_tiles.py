@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anyres.ops import product_tiles, simd_tiles
-from anyres.ops.product_tiles import SIDE, TILE, block
+from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, splat, spread, store
 from anyres.ops.simd_tiles import coarse_gelu, configure, inverse_root, release, turn
 
@@ -124,7 +124,7 @@ def embed(
             some = min(SIDE, width - start)
             for o in range(0, channels, SIDE):
                 to = o // LANES * TILE
-                block(rows, 0, SIDE, last, to, to + TILE, 1, sums, 0, SIDE)
+                tile_product(rows, 0, SIDE, SIDE, last, to, to + TILE, 1, sums, 0, SIDE)
                 left, right = load(last_bias, o), load(last_bias, o + LANES)
                 for r in range(some):
                     here = (row * width + start + r) * channels + o

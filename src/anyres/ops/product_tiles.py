@@ -39,9 +39,10 @@ def order(weight: Any, inner: int, outer: int, out: Any) -> None:
 
 
 @_compiled
-def block(
+def tile_product(
     left: Any,
     at: int,
+    row: int,
     step: int,
     right: Any,
     first: int,
@@ -51,22 +52,23 @@ def block(
     to: int,
     apart: int,
 ) -> None:
-    """Multiply 32 rows, ``step`` apart, by two columns of ``count`` tiles: rows of 32 sums.
+    """Multiply 32 rows by two columns of ``count`` tiles: rows of 32 sums.
 
-    The sums' rows are ``apart`` from each other, the first at index ``to``.
+    ``row`` and ``step`` are between rows and between 32 columns of the left factor; the sums' rows
+    are ``apart`` from each other, the first at index ``to``.
     """
     clear(0)
     clear(1)
     clear(2)
     clear(3)
-    lower = at + LANES * step
+    lower = at + LANES * row
     for i in range(count):
-        load_tile(4, left, at + i * SIDE, step)
+        load_tile(4, left, at + i * step, row)
         load_tile(6, right, first + i * TILE, SIDE)
         multiply(0, 4, 6)
         load_tile(7, right, second + i * TILE, SIDE)
         multiply(1, 4, 7)
-        load_tile(5, left, lower + i * SIDE, step)
+        load_tile(5, left, lower + i * step, row)
         multiply(2, 5, 6)
         multiply(3, 5, 7)
     store_tile(0, sums, to, apart)
@@ -95,7 +97,9 @@ def product(
         first = o // LANES * count * TILE
         b0, b1 = load(bias, o), load(bias, o + LANES)
         for t in range(0, rows, SIDE):
-            block(x, t * inner, inner, weight, first, first + count * TILE, count, sums, 0, SIDE)
+            tile_product(
+                x, t * inner, inner, SIDE, weight, first, first + count * TILE, count, sums, 0, SIDE
+            )
             to = t * outer + o
             for row in range(SIDE):
                 s0, s1 = load(sums, row * SIDE), load(sums, row * SIDE + LANES)

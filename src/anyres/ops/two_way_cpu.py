@@ -23,7 +23,7 @@ _SIDE = 32
 _buffers = Buffers(1 << 25)
 
 
-class Told(NamedTuple):
+class KeysValues(NamedTuple):
     """What image tokens attend to.
 
     Attributes:
@@ -41,67 +41,72 @@ class Told(NamedTuple):
 
 
 def step(
-    image: Tensor, places: Tensor, told: Told | None, asked: tuple[Tensor, Tensor]
+    image: Tensor, places: Tensor, keys_values: KeysValues | None, queries: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Image tokens after they heard; and what of each band of them is seen.
+    """Image tokens after they attended; and the queries' attention to each band of them.
 
     Args:
         image: (P, n, C), bfloat16.
         places: (1, n, C).
-        told: what they attend to, if they do.
-        asked: weight and bias of the scores of those that look, (P, R, C) and (P, R, 1).
+        keys_values: what they attend to, if they do.
+        queries: weight and bias of the queries' scores, (P, R, C) and (P, R, 1).
 
     Returns:
-        (P, n, C), and a list of: the highest scores (P, R, 1), the sums of their exponentials
+        (P, n, C), and a list of: the maximum scores (P, R, 1), the sums of their exponentials
         (P, R, 1) and of tokens so weighted (P, R, C), float32.
     """
     image, places = image.contiguous(), places.contiguous()
     prompts, tokens, channels = image.shape
-    rows = asked[0].shape[1]
-    out = image if told is None else torch.empty_like(image)
+    rows = queries[0].shape[1]
+    out = image if keys_values is None else torch.empty_like(image)
     bands = list(_bands(tokens))
     shape = (len(bands), prompts, -(-rows // _SIDE) * _SIDE)
-    highest, totals = torch.full(shape, float(kernels.LEAST)), torch.zeros(shape)
+    maximum, totals = torch.full(shape, float(kernels.LEAST)), torch.zeros(shape)
     values = torch.zeros(*shape, channels)
-    heard = [_told(told, p) for p in range(prompts)]
-    questions = [
-        kernels.Asked(_in_order(weight), _bias(bias[:, 0]))
-        for weight, bias in zip(*asked, strict=True)
+    folded = [_keys_values(keys_values, p) for p in range(prompts)]
+    of_queries = [
+        kernels.Queries(_in_order(weight), _bias(bias[:, 0]))
+        for weight, bias in zip(*queries, strict=True)
     ]
-    most = max(len(heard[0].bias), shape[2])
+    most = max(len(folded[0].bias), shape[2])
+    attends = keys_values is not None
 
     def run(item: tuple[int, int]) -> None:
         p, band = item
         kernels.step(
-            *(numbers(image[p]), numbers(places[0]), *bands[band], channels, told is not None),
-            *(heard[p], questions[p], _space(channels, most), numbers(out[p])),
-            *(numbers(x[band, p]) for x in (highest, totals, values)),
+            *(numbers(image[p]), numbers(places[0]), *bands[band], channels, attends),
+            *(folded[p], of_queries[p], _space(channels, most), numbers(out[p])),
+            *(numbers(x[band, p]) for x in (maximum, totals, values)),
         )
 
     share(run, ((p, band) for p in range(prompts) for band in range(len(bands))))
     parts = zip(
-        highest[:, :, :rows, None], totals[:, :, :rows, None], values[:, :, :rows], strict=True
+        maximum[:, :, :rows, None], totals[:, :, :rows, None], values[:, :, :rows], strict=True
     )
     return out, list(parts)
 
 
 def _bands(tokens: int) -> Iterator[tuple[int, int]]:
-    each = max(_TOKENS, -(-tokens // (_BANDS * kernels.SEEN)) * kernels.SEEN)
+    each = max(_TOKENS, -(-tokens // (_BANDS * kernels.BLOCK)) * kernels.BLOCK)
     for first in range(0, tokens, each):
         yield first, min(first + each, tokens)
 
 
-def _told(told: Told | None, prompt: int) -> kernels.Told:
-    if told is None:
+def _keys_values(keys_values: KeysValues | None, prompt: int) -> kernels.KeysValues:
+    if keys_values is None:
         nothing = torch.zeros(1)
         one, half = numbers(nothing), numbers(nothing.bfloat16())
-        return kernels.Told(half, one, half, 0, 0, one, one, 0.0)
-    weight, bias, values = told.weight[prompt], told.bias[prompt, :, 0], told.values[prompt]
-    norm, norm_bias, eps = told.norm
+        return kernels.KeysValues(half, one, half, 0, 0, one, one, 0.0)
+    weight, bias, values = (
+        keys_values.weight[prompt],
+        keys_values.bias[prompt, :, 0],
+        keys_values.values[prompt],
+    )
+    norm, norm_bias, eps = keys_values.norm
     padded = F.pad(values, (0, 0, 0, -len(values) % _SIDE))
-    return kernels.Told(
-        *(_in_order(weight), _bias(bias), _in_order(padded.t()), told.heads),
-        *(len(weight) // told.heads, numbers(norm.float()), numbers(norm_bias.float()), eps),
+    return kernels.KeysValues(
+        *(_in_order(weight), _bias(bias), _in_order(padded.t()), keys_values.heads),
+        *(len(weight) // keys_values.heads, numbers(norm.float()), numbers(norm_bias.float()), eps),
     )
 
 
@@ -129,9 +134,9 @@ def _space(channels: int, rows: int) -> kernels.Space:
                 ("sums", full, _SIDE * max(channels, rows, _SIDE)),
                 ("columns", full, _SIDE * rows),
                 ("attention", half, _SIDE * rows),
-                ("scores", full, rows * kernels.SEEN),
-                ("shares", half, rows * kernels.SEEN),
-                ("pairs", half, channels * kernels.SEEN),
+                ("scores", full, rows * kernels.BLOCK),
+                ("shares", half, rows * kernels.BLOCK),
+                ("pairs", half, channels * kernels.BLOCK),
             )
         ),
     )

@@ -1,12 +1,12 @@
 """What image tokens do in a two-way transformer, in bfloat16 with the processor's tiles (AMX).
 
-Compiled. Image tokens pass 32 at a time: they attend to what a block's prompt tokens tell, a few
-rows (heads x tokens) that the layers' weights are folded into; the sum is normalised; and it is
-seen by what the next block's prompt tokens ask. Softmax and norm are float32.
+Compiled. Image tokens pass 32 at a time: they attend to a block's prompt tokens, of which keys and
+values are a few rows (heads x tokens) with the layers' weights folded in; the sum is normalised;
+and the next block's queries, folded likewise, attend to it. Softmax and norm are float32.
 
 bfloat16 is uint16, parameters are float32 but for products' factors, in order of ``product_tiles``.
-Channels are multiples of 32; rows asked and told are rounded up to that, with zeros. Nothing checks
-this. Importing this module imports numba; compiling waits for a call.
+Channels are multiples of 32; rows are rounded up to that, with zeros. Nothing checks this.
+Importing this module imports numba; compiling waits for a call.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anyres.ops import product_tiles, simd_rows, simd_tiles
-from anyres.ops.product_tiles import SIDE, TILE, block
+from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, number, splat, store
 from anyres.ops.simd_rows import larger, largest, total
 from anyres.ops.simd_tiles import (
@@ -27,7 +27,7 @@ from anyres.ops.simd_tiles import (
     turn,
 )
 
-SEEN = 512  # tokens that are seen at a time; their scores stay in the cache
+BLOCK = 512  # tokens that queries attend to at a time; their scores stay in the cache
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 LEAST = np.float32(-1e30)
@@ -35,7 +35,7 @@ LEAST = np.float32(-1e30)
 _compiled = compiled(__file__, *(str(m.__file__) for m in (product_tiles, simd_rows, simd_tiles)))
 
 
-class Told(NamedTuple):
+class KeysValues(NamedTuple):
     """What image tokens attend to, and the norm after it.
 
     Attributes:
@@ -56,8 +56,8 @@ class Told(NamedTuple):
     eps: float
 
 
-class Asked(NamedTuple):
-    """What looks at image tokens: weight (rows, C) in order and bias (rows)."""
+class Queries(NamedTuple):
+    """Queries to image tokens: weight (rows, C) in order and bias (rows)."""
 
     weight: Any
     bias: Floats
@@ -72,9 +72,9 @@ class Space(NamedTuple):
         sums: (32, max(C, R)).
         columns: (R, 32).
         attention: (32, R), bfloat16.
-        scores: (R, SEEN).
-        shares: (R, SEEN), bfloat16.
-        pairs: (C / 16, SEEN / 32, 512), bfloat16: tokens as a second factor.
+        scores: (R, BLOCK).
+        shares: (R, BLOCK), bfloat16.
+        pairs: (C / 16, BLOCK / 32, 512), bfloat16: tokens as a second factor.
     """
 
     palette: Any
@@ -95,7 +95,9 @@ def _score(
     placed, sums, count, rows = space.placed, space.sums, channels // SIDE, len(bias)
     for o in range(0, rows, SIDE):
         first = o // LANES * count * TILE
-        block(placed, 0, channels, weight, first, first + count * TILE, count, sums, 0, SIDE)
+        tile_product(
+            placed, 0, channels, SIDE, weight, first, first + count * TILE, count, sums, 0, SIDE
+        )
         for half in range(2):
             for side in range(2):
                 here = half * LANES * SIDE + side * LANES
@@ -109,20 +111,27 @@ def _score(
 
 
 @_compiled
-def _hear(image: Any, at: int, some: int, channels: int, told: Told, space: Space) -> None:
-    """32 tokens, ``image`` from ``at`` on, hear: rows of ``space.sums``, before the norm."""
-    columns, attention, sums, values = space.columns, space.attention, space.sums, told.values
-    rows, heads, each = len(told.bias), told.heads, told.each
-    _score(space, channels, told.weight, told.bias, columns, SIDE, 0)
+def _attend(
+    image: Any, at: int, some: int, channels: int, keys_values: KeysValues, space: Space
+) -> None:
+    """32 tokens, ``image`` from ``at`` on, attend to prompt tokens: ``space.sums``, not normed."""
+    columns, attention, sums, values = (
+        space.columns,
+        space.attention,
+        space.sums,
+        keys_values.values,
+    )
+    rows, heads, each = len(keys_values.bias), keys_values.heads, keys_values.each
+    _score(space, channels, keys_values.weight, keys_values.bias, columns, SIDE, 0)
     for half in range(0, SIDE, LANES):
         for head in range(heads):
             start = head * each * SIDE + half
-            highest = load(columns, start)
+            maximum = load(columns, start)
             for i in range(1, each):
-                highest = larger(load(columns, start + i * SIDE), highest)
+                maximum = larger(load(columns, start + i * SIDE), maximum)
             added = splat(ZERO)
             for i in range(each):
-                v = coarse_power((load(columns, start + i * SIDE) - highest) * splat(LOG2E))
+                v = coarse_power((load(columns, start + i * SIDE) - maximum) * splat(LOG2E))
                 store(columns, start + i * SIDE, v)
                 added = added + v
             scale = inverse(added)
@@ -136,7 +145,7 @@ def _hear(image: Any, at: int, some: int, channels: int, told: Told, space: Spac
     for o in range(0, channels, SIDE):
         first = o // LANES * count * TILE
         second = first + count * TILE
-        block(attention, 0, rows, values, first, second, count, sums, o, channels)
+        tile_product(attention, 0, rows, SIDE, values, first, second, count, sums, o, channels)
     for r in range(some):
         for c in range(0, channels, LANES):
             here = r * channels + c
@@ -144,8 +153,8 @@ def _hear(image: Any, at: int, some: int, channels: int, told: Told, space: Spac
 
 
 @_compiled
-def _norm(sums: Floats, some: int, channels: int, told: Told) -> None:
-    weight, bias, eps = told.norm, told.norm_bias, np.float32(told.eps)
+def _norm(sums: Floats, some: int, channels: int, keys_values: KeysValues) -> None:
+    weight, bias, eps = keys_values.norm, keys_values.norm_bias, np.float32(keys_values.eps)
     share = ONE / np.float32(channels)
     for r in range(some):
         here, added = r * channels, splat(ZERO)
@@ -164,7 +173,7 @@ def _norm(sums: Floats, some: int, channels: int, told: Told) -> None:
 @_compiled
 def _pair(sums: Floats, channels: int, first: int, pairs: Any) -> None:
     """32 tokens as a part of a second factor; ``first`` is the number of the 32."""
-    blocks = SEEN // SIDE
+    blocks = BLOCK // SIDE
     for r in range(0, SIDE, 2):
         for c in range(0, channels, LANES):
             to = (c // LANES * blocks + first) * TILE + r // 2 * SIDE
@@ -173,29 +182,29 @@ def _pair(sums: Floats, channels: int, first: int, pairs: Any) -> None:
 
 
 @_compiled
-def _see(
+def _accumulate(
     rows: int,
     channels: int,
     some: int,
     space: Space,
-    highest: Floats,
+    maximum: Floats,
     sum_of: Floats,
     values: Floats,
 ) -> None:
-    """Add what is seen of ``some`` tokens, whose scores and pairs are there."""
+    """Attend to ``some`` tokens, whose scores and pairs are there."""
     scores, shares, pairs, sums = space.scores, space.shares, space.pairs, space.sums
     blocks = (some + SIDE - 1) // SIDE
     for row in range(rows):
-        start, top = row * SEEN, splat(LEAST)
+        start, top = row * BLOCK, splat(LEAST)
         for i in range(some, blocks * SIDE):
             scores[start + i] = LEAST
         for i in range(0, blocks * SIDE, LANES):
             top = larger(load(scores, start + i), top)
-        now = max(largest(top), highest[row])
-        scale = splat((highest[row] - now) * LOG2E)
+        now = max(largest(top), maximum[row])
+        scale = splat((maximum[row] - now) * LOG2E)
         keep = total(coarse_power(scale)) / np.float32(LANES)
-        keep = keep if highest[row] > LEAST else ZERO
-        highest[row] = now
+        keep = keep if maximum[row] > LEAST else ZERO
+        maximum[row] = now
         added, base = splat(ZERO), splat(now)
         for i in range(0, blocks * SIDE, LANES):
             v = coarse_power((load(scores, start + i) - base) * splat(LOG2E))
@@ -207,9 +216,9 @@ def _see(
             store(values, row * channels + c, load(values, row * channels + c) * factor)
     for first in range(0, rows, SIDE):
         for o in range(0, channels, SIDE):
-            at = o // LANES * (SEEN // SIDE) * TILE
-            block(
-                *(shares, first * SEEN, SEEN, pairs, at, at + SEEN // SIDE * TILE, blocks),
+            at = o // LANES * (BLOCK // SIDE) * TILE
+            tile_product(
+                *(shares, first * BLOCK, BLOCK, SIDE, pairs, at, at + BLOCK // SIDE * TILE, blocks),
                 *(sums, 0, SIDE),
             )
             for r in range(SIDE):
@@ -225,16 +234,16 @@ def step(
     first: int,
     stop: int,
     channels: int,
-    hears: bool,
-    told: Told,
-    asked: Asked,
+    attends: bool,
+    keys_values: KeysValues,
+    queries: Queries,
     space: Space,
     out: Any,
-    highest: Floats,
+    maximum: Floats,
     sum_of: Floats,
     values: Floats,
 ) -> None:
-    """Image tokens from ``first`` up to ``stop`` hear, if they do, and are seen.
+    """Image tokens from ``first`` up to ``stop`` attend, if they do; queries attend to them.
 
     Args:
         image: tokens (.., channels).
@@ -242,29 +251,29 @@ def step(
         first: token.
         stop: token.
         channels: of a token.
-        hears: whether they attend to ``told``; if not, they stay what they are.
-        told: what they attend to.
-        asked: what looks at them.
+        attends: whether they attend to ``keys_values``; if not, they stay what they are.
+        keys_values: what they attend to.
+        queries: what attends to them.
         space: memory.
-        out: the new tokens, if they hear.
-        highest: the largest score of each row asked, to begin with very low.
+        out: the new tokens, if they attend.
+        maximum: the largest score of each row queries, to begin with very low.
         sum_of: of exponentials of the scores, less the largest; 0 to begin with.
         values: of tokens so weighted, (rows, channels); 0 to begin with.
     """
     configure(space.palette)
     placed, sums, pairs = space.placed, space.sums, space.pairs
-    rows = len(asked.bias)
-    for start in range(first, stop, SEEN):
-        seen = min(SEEN, stop - start)
-        for t in range(0, seen, SIDE):
-            some, at = min(SIDE, seen - t), (start + t) * channels
-            if hears:
+    rows = len(queries.bias)
+    for start in range(first, stop, BLOCK):
+        count = min(BLOCK, stop - start)
+        for t in range(0, count, SIDE):
+            some, at = min(SIDE, count - t), (start + t) * channels
+            if attends:
                 for i in range(0, some * channels, LANES):
                     store(placed, i, load(image, at + i) + load(places, at + i))
                 for i in range(some * channels, SIDE * channels, LANES):
                     store(placed, i, splat(ZERO))
-                _hear(image, at, some, channels, told, space)
-                _norm(sums, some, channels, told)
+                _attend(image, at, some, channels, keys_values, space)
+                _norm(sums, some, channels, keys_values)
                 for i in range(0, some * channels, LANES):
                     store(out, at + i, load(sums, i))
             else:
@@ -275,6 +284,6 @@ def step(
             for i in range(0, some * channels, LANES):
                 store(placed, i, load(sums, i) + load(places, at + i))
             _pair(sums, channels, t // SIDE, pairs)
-            _score(space, channels, asked.weight, asked.bias, space.scores, SEEN, t)
-        _see(rows, channels, seen, space, highest, sum_of, values)
+            _score(space, channels, queries.weight, queries.bias, space.scores, BLOCK, t)
+        _accumulate(rows, channels, count, space, maximum, sum_of, values)
     release()

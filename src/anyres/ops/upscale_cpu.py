@@ -154,7 +154,7 @@ def _add_direct(logits_MHW: Tensor, fine: Grid, layers: Direct) -> None:
         between = padded(_buffers, "between", 1, width, layer.outer)
         upscale_tiles.add_direct(
             *(fine, rows.start, rows.stop, layer, between, last, last_bias, masks),
-            *(_space(width, 128), answer, 0, height * width),
+            *(_space(width, 8 * fine.channels), answer, 0, height * width),
         )
 
     share(run, _bands(height, width))

@@ -17,7 +17,7 @@ import numpy as np
 
 from anyres.ops import grid_tiles, product_tiles, simd_rows
 from anyres.ops.grid_tiles import Convolution, Grid, convolve, pixel
-from anyres.ops.product_tiles import SIDE, TILE, block
+from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, splat, store
 from anyres.ops.simd_rows import sums as sums_of_rows
 from anyres.ops.simd_rows import total
@@ -82,7 +82,7 @@ def _widen(
                 first = (corner * inner + o) // LANES * count * TILE
                 second = first + count * TILE
                 row = start + t * channels
-                block(x, row, channels, weight, first, second, count, sums, o, inner)
+                tile_product(x, row, channels, SIDE, weight, first, second, count, sums, o, inner)
             for r in range(min(SIDE, width - t)):
                 pixel = (corner // 2) * 2 * width + 2 * (t + r) + corner % 2
                 added, here = splat(ZERO), r * inner
@@ -147,7 +147,9 @@ def _finish(
             for o in range(0, wide, SIDE):
                 first = o // LANES * count * TILE
                 second = first + count * TILE
-                block(middle, start, outer, weight, first, second, count, sums, o, wide)
+                tile_product(
+                    middle, start, outer, SIDE, weight, first, second, count, sums, o, wide
+                )
             rows = min(SIDE, 2 * width - t)
             for dy in range(2):
                 y = 2 * line + dy
