@@ -16,7 +16,7 @@ from anyres.models.click_maps import COLOUR_SCALES, ClickMaps, Landmarks
 from anyres.models.layers import DoublingConv2d
 from anyres.models.presets import preset
 from anyres.models.stem import ConvStem
-from anyres.models.two_way import Attention
+from anyres.models.two_way import Attention, PartialAttention
 from anyres.predict.load import put
 
 XS = preset("hrsam_xs")
@@ -50,15 +50,14 @@ def test_attention_of_tokens_and_image_is_the_published_one(dtype):
     )
     layer = layer.to(dtype)
     tokens, other, image, placed = (x.to(dtype) for x in (tokens, other, image, placed))
+    parts = [
+        layer.attend_image(layer.fold_queries(tokens), placed[:, part], image[:, part])
+        for part in PARTS
+    ]
     found = (
         layer(tokens, other, other),
-        layer.merge([layer.attend_image(layer.fold_queries(tokens), placed, image)]),
-        layer.merge(
-            [
-                layer.attend_image(layer.fold_queries(tokens), placed[:, part], image[:, part])
-                for part in PARTS
-            ]
-        ),
+        layer.merge(layer.attend_image(layer.fold_queries(tokens), placed, image)),
+        layer.merge(PartialAttention(*map(torch.cat, zip(*parts, strict=True)))),
         layer.attend_tokens(image, placed, layer.fold_keys_values(tokens, other)),
     )
     for one, wanted in zip(found, expected, strict=True):

@@ -10,13 +10,23 @@ Shapes: B pictures, P prompts (prompt p belongs to picture p // (P // B)), N poi
 map, (h, w) token grid; maps at stride 4 are (4h, 4w). Coordinates are XY in input pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyres.models.layers import SiLU, StridedConv2d, add_each, each, rows, weight_and_bias
+from anyres.models.layers import (
+    LastMade,
+    SiLU,
+    StridedConv2d,
+    add_each,
+    each,
+    rows,
+    weight_and_bias,
+)
 from anyres.ops import block
 from anyres.ops.precision import wide
 from anyres.ops.threads import runs_in_parts
@@ -81,6 +91,7 @@ class ClickMaps(nn.Module):
         self.out_s8 = nn.Conv2d(48, dim // 4, 1)
         self.out_s16 = nn.Conv2d(dim, dim, 1)
         self.to_token = nn.Linear(sum(widths), dim)
+        self._ordered = LastMade[Any]()
 
     def forward(
         self,
@@ -153,41 +164,43 @@ class ClickMaps(nn.Module):
         xy, labels = points
         colours, dtype = landmarks.colours, landmarks.maps[0].dtype
         size_hw = (colours.shape[2], colours.shape[3])
-        features = self._at_clicks(landmarks, xy)
-        clicks = click_cpu.Clicks(
-            labels.long().contiguous(), features, _sample(colours, xy, stride=4)[..., :3]
-        )
+        features, clicked = self._at_clicks(landmarks, xy)
+        clicks = click_cpu.Clicks(labels.long().contiguous(), features, clicked)
         others = click_cpu.Others(
             _bumps(xy, labels, size_hw),
             _sides_inside(boxes, len(xy), colours),
             None if masks is None else _squashed(masks, colours),
         )
-        layers = [
-            click_cpu.Layers(*weight_and_bias(conv), stride, *weight_and_bias(out))
-            for conv, stride, out in (
-                (self.to_s4[0], 1, self.out_s4),
-                (self.to_s8[0], 2, self.out_s8),
-                (self.to_s16[0], 2, self.out_s16),
-            )
-        ]
+        layers = (
+            self.to_s4[0],
+            self.out_s4,
+            self.to_s8[0],
+            self.out_s8,
+            self.to_s16[0],
+            self.out_s16,
+        )
+        parameters = [x for layer in layers for x in weight_and_bias(layer)]
         sums = click_cpu.run(
             click_cpu.Picture(landmarks.maps, landmarks.lengths, colours, landmarks.squares),
             clicks,
             self.sharpness.exp().tolist(),
             COLOUR_SCALES,
             others,
-            layers,
+            self._ordered(parameters, None, click_cpu.ordered),
             own,
         )
         known = (labels >= 0).to(dtype)[..., None]
         return sums, self.to_token(torch.cat(features, -1).to(dtype)) * known
 
-    def _at_clicks(self, landmarks: Landmarks, xy: Tensor) -> tuple[Tensor, ...]:
-        """Features at the clicks, of length 1, (P, N, c) of each map, float32 or wider."""
-        return tuple(
-            wide(_sample(x, xy, 4 * 2**i)) * _sample(lengths, xy, 4 * 2**i)
-            for i, (x, lengths) in enumerate(zip(landmarks.maps, landmarks.lengths, strict=True))
-        )
+    def _at_clicks(self, landmarks: Landmarks, xy: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features at the clicks, of length 1, (P, N, c) of each map, and colours (P, N, 3)."""
+        (fine, *others), (length, *lengths) = landmarks.maps, landmarks.lengths
+        found, scale, colours = _sample([fine, length, landmarks.colours], xy, 4)
+        features = [wide(found) * scale]
+        for map_, length, stride in zip(others, lengths, (8, 16), strict=True):
+            found, scale = _sample([map_, length], xy, stride)
+            features.append(wide(found) * scale)
+        return features, colours[..., :3]
 
     def _likeness(
         self, landmarks: Landmarks, xy: Tensor, labels: Tensor
@@ -196,9 +209,9 @@ class ClickMaps(nn.Module):
 
         What is most alike is sought before the exponential, which keeps the order.
         """
-        likeness, features = [], []
+        likeness, (features, colour) = [], self._at_clicks(landmarks, xy)
         for i, (features_map, lengths, at_click) in enumerate(
-            zip(landmarks.maps, landmarks.lengths, self._at_clicks(landmarks, xy), strict=True)
+            zip(landmarks.maps, landmarks.lengths, features, strict=True)
         ):
             cosine = _largest_products(at_click, features_map, labels) * each(lengths, len(xy))
             similar = _exp(self.sharpness[i].exp() * (cosine - 1))
@@ -206,15 +219,13 @@ class ClickMaps(nn.Module):
                 size_hw = landmarks.colours.shape[2:]
                 similar = F.interpolate(similar, size=size_hw, mode="bilinear", align_corners=False)
             likeness.append(similar)
-            features.append(at_click.to(features_map.dtype))
-        colour = _sample(landmarks.colours, xy, stride=4)[..., :3]
         # |a - b|² = |a|² - 2 ab + |b|², so that no (P, N, 3, 4h, 4w) is built.
         # The largest of (2a, -|a|²) times (b, 1) is the nearest.
         extended = torch.cat([2 * colour, -colour.square().sum(-1, True)], -1)
         largest = _largest_products(extended, landmarks.colours, labels)
         squared = (each(landmarks.squares, len(xy)) - largest).clamp_min(0)
         likeness += [_exp(-squared / scale) for scale in COLOUR_SCALES]
-        return likeness, torch.cat(features, -1)
+        return likeness, torch.cat(features, -1).to(landmarks.maps[0].dtype)
 
 
 def _bumps(xy: Tensor, labels: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -270,15 +281,14 @@ def _squashed(masks: Tensor, like: Tensor) -> Tensor:
     return torch.tanh(masks.to(like.dtype) / 4)
 
 
-def _sample(map_BcHW: Tensor, xy_PN2: Tensor, stride: int) -> Tensor:
-    """Features of the cells that the points lie in, (P, N, c)."""
-    batch, _, height, width = map_BcHW.shape
-    column = (xy_PN2[..., 0] / stride).floor().long().clamp(0, width - 1)
-    row = (xy_PN2[..., 1] / stride).floor().long().clamp(0, height - 1)
+def _sample(maps: Sequence[Tensor], xy_PN2: Tensor, stride: int) -> list[Tensor]:
+    """Of maps (B, c, H, W) of one size what is in the cells of the points, (P, N, c) each."""
+    batch, _, height, width = maps[0].shape
+    x, y = (xy_PN2 / stride).floor().long().unbind(-1)
+    row, column = y.clamp(0, height - 1), x.clamp(0, width - 1)
     prompts = len(xy_PN2)
     picture = torch.arange(prompts, device=row.device)[:, None] // max(1, prompts // batch)
-    found: Tensor = map_BcHW.permute(0, 2, 3, 1)[picture, row, column]
-    return found
+    return [map_.permute(0, 2, 3, 1)[picture, row, column] for map_ in maps]
 
 
 def _largest_products(at_click_PNc: Tensor, map_BcHW: Tensor, labels_PN: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Small layers that several models share."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from anyres.errors import InputError
 from anyres.ops.precision import wide
 from anyres.ops.threads import in_graph
+
+T = TypeVar("T")
 
 
 class LayerNorm2d(nn.Module):
@@ -231,32 +234,45 @@ def rows(maps_BCHW: Tensor) -> Tensor:
     return maps_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-class FitCache:
-    """The last fit of a table of positions to a grid, so that pictures of one size share it.
+class LastMade(Generic[T]):
+    """What was last made of some tensors, so that it need not be made anew while they stay.
 
-    Only where no gradient is recorded. The table itself is compared, not its version: optimisers
+    Only where no gradient is recorded. The tensors are compared, not their versions: optimisers
     and ``load_state_dict`` change weights in place, some in ways that torch does not count. Copies
     of a model, and pickles, start empty.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Hashable, Tensor, Tensor] | None = None
+        self._last: tuple[Hashable, tuple[Tensor, ...], T] | None = None
 
-    def __reduce__(self) -> tuple[type["FitCache"], tuple[()]]:
-        return FitCache, ()
+    def __reduce__(self) -> "tuple[type[LastMade[T]], tuple[()]]":
+        return LastMade, ()
 
-    def __call__(self, table: Tensor, grid: Hashable, fit: Callable[[Tensor], Tensor]) -> Tensor:
-        """``fit(table)``, from the last call if that was for the same table and grid."""
-        learns = torch.is_grad_enabled() and table.requires_grad
-        if in_graph() or learns or table.is_meta:
-            return fit(table)
-        key = (grid, table.device, table.dtype)
+    def __call__(
+        self, tensors: Sequence[Tensor], key: Hashable, make: Callable[[Sequence[Tensor]], T]
+    ) -> T:
+        """``make(tensors)``, from the last call if that was for the same tensors and key."""
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if in_graph() or learns or any(x.is_meta for x in tensors):
+            return make(tensors)
+        key = (key, *((x.device, x.dtype, x.shape) for x in tensors))
         last = self._last  # read once: another thread may replace it
-        if last is not None and last[0] == key and torch.equal(last[1], table):
+        if last is not None and last[0] == key and all(map(torch.equal, last[1], tensors)):
             return last[2]
         # Made in inference mode, it could not take part in a later call with gradients.
         with torch.inference_mode(False), torch.no_grad():
-            source = table.detach().clone()
-            fitted = fit(source)
-        self._last = (key, source, fitted)
-        return fitted
+            copies = tuple(x.detach().clone() for x in tensors)
+            made = make(copies)
+        self._last = (key, copies, made)
+        return made
+
+
+class FitCache:
+    """The last fit of a table of positions to a grid, so that pictures of one size share it."""
+
+    def __init__(self) -> None:
+        self._fits = LastMade[Tensor]()
+
+    def __call__(self, table: Tensor, grid: Hashable, fit: Callable[[Tensor], Tensor]) -> Tensor:
+        """``fit(table)``, from the last call if that was for the same table and grid."""
+        return self._fits([table], grid, lambda tables: fit(tables[0]))

@@ -4,7 +4,7 @@ Shapes: P prompts, T tokens, C channels, (h, w) token grid, M masks.
 """
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from anyres.models.config import DecoderConfig
 from anyres.models.layers import (
     MLP,
     DoublingConv2d,
+    LastMade,
     LayerNorm2d,
     SiLU,
     each,
@@ -57,6 +58,7 @@ class MaskDecoder(nn.Module):
         self.detail_s4: nn.Module | None = None
         self.detail_s8: nn.Module | None = None
         self.direct: nn.Sequential | None = None
+        self._ordered = LastMade[Any]()
         if details is not None:
             self.detail_s4 = nn.Conv2d(details[0], dim // 8, 1)
             self.detail_s8 = nn.Conv2d(details[1], dim // 4, 1)
@@ -182,17 +184,13 @@ class MaskDecoder(nn.Module):
         from anyres.ops import upscale_cpu
 
         first, norm, _, second, _ = self.output_upscaling
-        layers = upscale_cpu.Upscaling(
-            weight_and_bias(first), (*weight_and_bias(norm), cast("LayerNorm2d", norm).eps),
-            weight_and_bias(second),
-        )  # fmt: skip
-        direct = None
+        parameters = [x for layer in (first, norm, second) for x in weight_and_bias(layer)]
         if self.direct is not None:
             weight, bias = weight_and_bias(self.direct[2])
-            direct = upscale_cpu.Direct(
-                weight_and_bias(self.direct[0]), (weight[chosen], bias[chosen])
-            )
-        return upscale_cpu.upscale(image_PhwC.contiguous(), layers, details, hyper_PMc, direct)
+            parameters += [*weight_and_bias(self.direct[0]), weight[chosen], bias[chosen]]
+        eps = cast("LayerNorm2d", norm).eps
+        ready = self._ordered(parameters, eps, lambda given: upscale_cpu.ordered(given, eps))
+        return upscale_cpu.upscale(image_PhwC.contiguous(), ready, details, hyper_PMc)
 
     def _upscale(self, image_PhwC: Tensor, details: list[Tensor]) -> Tensor:
         """(P, C / 8, 4h, 4w), float32 or wider, channels last in memory."""

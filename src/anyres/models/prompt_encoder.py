@@ -5,14 +5,20 @@ Coordinates are XY in pixels of the model input.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres.models.config import DecoderConfig
-from anyres.models.layers import LayerNorm2d, StridedConv2d, resize_table, weight_and_bias
+from anyres.models.layers import (
+    LastMade,
+    LayerNorm2d,
+    StridedConv2d,
+    resize_table,
+    weight_and_bias,
+)
 from anyres.ops import block
 from anyres.ops.threads import runs_in_parts
 
@@ -76,6 +82,7 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(channels, dim, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, dim)
+        self._ordered = LastMade[Any]()
 
     def dense_positions(self, grid_hw: tuple[int, int]) -> Tensor:
         """Positions of the image tokens, (1, C, h, w).
@@ -134,15 +141,12 @@ class PromptEncoder(nn.Module):
             return whole
         from anyres.ops import mask_cpu
 
-        return mask_cpu.embed(
-            masks,
-            mask_cpu.Downscaling(
-                (*weight_and_bias(first), *weight_and_bias(norm)),
-                (*weight_and_bias(second), *weight_and_bias(norm2)),
-                (cast("LayerNorm2d", norm).eps, cast("LayerNorm2d", norm2).eps),
-                weight_and_bias(last),
-            ),
-        )
+        parameters = [
+            x for layer in (first, norm, second, norm2, last) for x in weight_and_bias(layer)
+        ]
+        eps = cast("LayerNorm2d", norm).eps, cast("LayerNorm2d", norm2).eps
+        ready = self._ordered(parameters, eps, lambda given: mask_cpu.ordered(given, eps))
+        return mask_cpu.embed(masks, ready)
 
     @staticmethod
     def _count(

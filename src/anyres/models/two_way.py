@@ -55,16 +55,17 @@ class Attention(nn.Module):
     def attend_image(
         queries: tuple[Tensor, Tensor], k_image: Tensor, v_image: Tensor
     ) -> "PartialAttention":
-        """Attend to a part of the image, (P, n, C) of keys and of values."""
+        """Attend to an image, (P, n, C) of keys and of values, as one part."""
         weight, bias = queries
         scores = wide(torch.baddbmm(bias, weight, k_image.transpose(1, 2)))
         maximum = scores.detach().amax(-1, True)
         shares = (scores - maximum).exp()
-        return PartialAttention(maximum, shares.sum(-1, True), shares.to(v_image.dtype) @ v_image)
+        values = shares.to(v_image.dtype) @ v_image
+        return PartialAttention(maximum[None], shares.sum(-1, True)[None], values[None])
 
-    def merge(self, parts: "list[PartialAttention]") -> Tensor:
+    def merge(self, parts: "PartialAttention") -> Tensor:
         """Attention to all parts of the image, (P, T, C), from that to each (online softmax)."""
-        maximum, total, values = (torch.stack(each) for each in zip(*parts, strict=True))
+        maximum, total, values = parts
         weight = (maximum - maximum.amax(0)).exp()
         mean = (wide(values) * weight).sum(0) / (total * weight).sum(0)
         mean = mean.to(self.v_proj.weight.dtype).unflatten(1, (self.heads, -1))
@@ -112,12 +113,12 @@ class Attention(nn.Module):
 
 
 class PartialAttention(NamedTuple):
-    """Attention to a part of the image.
+    """Attention to each of N parts of the image.
 
     Attributes:
-        maximum: the maximum of each row's scores, (P, H * T, 1).
+        maximum: the maximum of each row's scores, (N, P, H * T, 1).
         total: the sum of their exponentials, less the maximum.
-        values: the sum of values so weighted, (P, H * T, C).
+        values: the sum of values so weighted, (N, P, H * T, C).
     """
 
     maximum: Tensor
@@ -151,7 +152,7 @@ class TwoWayBlock(nn.Module):
         normed: Tensor = self.norm1(tokens)
         return normed
 
-    def update(self, tokens: Tensor, parts: list[PartialAttention]) -> Tensor:
+    def update(self, tokens: Tensor, parts: PartialAttention) -> Tensor:
         """Tokens (P, T, C) after they attended to the image."""
         tokens = self.norm2(tokens + self.cross_attn_token_to_image.merge(parts))
         normed: Tensor = self.norm3(tokens + self.mlp(tokens))
@@ -196,7 +197,7 @@ def _step(
     layer: TwoWayBlock | None,
     keys_values: tuple[Tensor, Tensor, Tensor] | None,
     queries: tuple[Tensor, Tensor],
-) -> tuple[Tensor, list[PartialAttention]]:
+) -> tuple[Tensor, PartialAttention]:
     """Image tokens (P, n, C) attend to a block's tokens, if there are; then queries to them."""
     if not in_tiles(image):
         if layer is not None and keys_values is not None:
@@ -204,7 +205,7 @@ def _step(
             attend = layer.cross_attn_image_to_token.attend_tokens
             image = layer.norm4(attend(image, image + image_pe, (weight, bias, values)))
         weight, bias = (x.to(image.dtype) for x in queries)
-        return image, [Attention.attend_image((weight, bias), image + image_pe, image)]
+        return image, Attention.attend_image((weight, bias), image + image_pe, image)
     from anyres.ops import two_way_cpu
 
     known = None
@@ -212,7 +213,7 @@ def _step(
         heads, norm = layer.cross_attn_image_to_token.heads, layer.norm4
         known = two_way_cpu.KeysValues(*keys_values, heads, (norm.weight, norm.bias, norm.eps))
     image, parts = two_way_cpu.step(image, image_pe, known, queries)
-    return image, [PartialAttention(*part) for part in parts]
+    return image, PartialAttention(*parts)
 
 
 def in_tiles(image: Tensor) -> bool:

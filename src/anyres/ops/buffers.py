@@ -2,6 +2,7 @@
 
 from math import prod
 from threading import local
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ class Buffers(local):
     Attributes:
         kept: bytes of a buffer that stays; larger ones are given back when they are let go.
         buffers: those that stay.
+        arrays: those of ``flat``.
     """
 
     def __init__(self, kept: int) -> None:
         self.kept = kept
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.arrays: dict[tuple[str, torch.dtype], Any] = {}
 
     def take(self, name: str, kind: torch.dtype, *shape: int) -> Tensor:
         """The beginning of a buffer, with whatever is in it."""
@@ -34,3 +37,14 @@ class Buffers(local):
             if buffer.nbytes <= self.kept:
                 self.buffers[name, kind] = buffer
         return buffer[:size].view(shape)
+
+    def flat(self, name: str, kind: torch.dtype, size: int) -> Any:
+        """The same as a flat array, bfloat16 as uint16, as kernels want it."""
+        array = self.arrays.get((name, kind))
+        if array is None or len(array) < size:
+            with torch.inference_mode(False):
+                buffer = torch.empty(size, dtype=kind)
+            array = (buffer.view(torch.uint16) if kind == torch.bfloat16 else buffer).numpy()
+            if array.nbytes <= self.kept:
+                self.arrays[name, kind] = array
+        return array[:size]

@@ -13,66 +13,65 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import grid_tiles, product_tiles, simd_rows, simd_tiles
+from anyres.ops import grid_tiles, pieces, product_tiles, simd_rows, simd_tiles
 from anyres.ops.grid_tiles import (
     Convolution,
     Grid,
     Projection,
+    clear_edges,
     clear_row,
     convolve,
     pixel,
     project,
 )
+from anyres.ops.pieces import finish, take, wait
 from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, decay, load, multiply_add, splat, spread, store
 from anyres.ops.simd_rows import larger
 from anyres.ops.simd_tiles import configure, release, turn
 
 CHANNELS = 16  # of the stacked map
+PIXELS = 2**13  # that are compared with clicks at a time
 ZERO, ONE, MINUS_ONE = np.float32(0), np.float32(1), np.float32(-1)
 LOG2E = np.float32(math.log2(math.e))
 NOTHING = np.float32(-1e9)  # the likeness to no click; times 0 it is not NaN
 
 _compiled = compiled(
-    __file__, *(str(m.__file__) for m in (grid_tiles, product_tiles, simd_rows, simd_tiles))
+    __file__, *(str(m.__file__) for m in (grid_tiles, pieces, product_tiles, simd_rows, simd_tiles))
 )
 
 
-@_compiled
-def likeness(
-    x: Any,
-    first: int,
-    stop: int,
-    channels: int,
-    clicks: Any,
-    labels: Any,
-    lengths: Floats,
-    sharpness: float,
-    out: Floats,
-    pixels: int,
-    palette: Any,
-    space: Floats,
-) -> None:
-    """exp(s (cos - 1)) of pixels and the most alike click of each label.
+class Map(NamedTuple):
+    """Features of pixels, the clicks' features there, and where their likeness goes.
 
-    Args:
-        x: features of pixels; the same numbers count elsewhere.
-        first: pixel.
-        stop: pixel after the last, at least 32 after the first.
-        channels: of a pixel, a multiple of 32.
+    Attributes:
+        features: (pixels, channels).
+        channels: a multiple of 32.
+        pixels: 32 or more.
+        lengths: one over the length of each pixel's features.
         clicks: features of length 1 in order; of 16 clicks what bfloat16 rounds to, and what that
             left, and so on.
-        labels: int64 of each click: 1, 0, or others, which do not count.
-        lengths: one over that of each pixel's features.
-        sharpness: s.
-        out: planes of ``pixels`` for the labels 1 and 0.
-        pixels: of a plane.
-        palette: of the tiles.
-        space: memory, 32 x 32 and 2 x 256 and 64 numbers.
+        sharpness: s in exp(s (cos - 1)).
+        near: two planes, likeness to the most alike click of the labels 1 and 0.
     """
-    configure(palette)
+
+    features: Any
+    channels: int
+    pixels: int
+    lengths: Floats
+    clicks: Any
+    sharpness: float
+    near: Floats
+
+
+@_compiled
+def _likeness(map_: Map, first: int, stop: int, labels: Any, space: Floats) -> None:
+    """That of pixels from ``first`` up to ``stop``, 32 or more; tiles are configured."""
+    # Taken out of the tuples once: each time, the arrays' owners would be counted anew.
+    x, channels, clicks = map_.features, map_.channels, map_.clicks
+    lengths, out, pixels = map_.lengths, map_.near, map_.pixels
     tiles, turned, best = channels // SIDE, SIDE * SIDE, SIDE * SIDE + 2 * LANES * LANES
-    rate = splat(np.float32(sharpness) * LOG2E)
+    rate = splat(np.float32(map_.sharpness) * LOG2E)
     for start in range(first, stop, SIDE):
         at = min(start, stop - SIDE)
         for i in range(0, 4 * LANES, LANES):
@@ -104,14 +103,12 @@ def likeness(
                 v = load(space, best + (2 * label + half) * LANES)
                 v = decay(multiply_add(v, length, splat(MINUS_ONE)), rate)
                 store(out, label * pixels + at + half * LANES, v)
-    release()
 
 
 class Planes(NamedTuple):
     """What is stacked of a prompt; planes are float32, one after the other.
 
     Attributes:
-        near: likeness at strides 4, 8 and 16, two planes each.
         colours: of the picture, 3 planes, and a fourth one.
         squares: the colours' squared length.
         nearest: (N, 4) twice the clicks' colours, and minus their squared length.
@@ -123,7 +120,6 @@ class Planes(NamedTuple):
         scales: of the squared differences of colours.
     """
 
-    near: tuple[Floats, Floats, Floats]
     colours: Floats
     squares: Floats
     nearest: Floats
@@ -169,10 +165,17 @@ def _stretch(
 
 
 @_compiled
-def _stack(planes: Planes, height: int, row: int, space: Floats, out: Grid) -> None:
+def _stack(
+    near: tuple[Floats, Floats, Floats],
+    planes: Planes,
+    height: int,
+    row: int,
+    space: Floats,
+    out: Grid,
+) -> None:
     """A row of all that is known of clicks, 16 channels a pixel."""
     # Taken out of the tuples once: each time, the arrays' owners would be counted anew.
-    near4, near8, near16 = planes.near
+    near4, near8, near16 = near
     colours, squares, nearest, labels = (
         planes.colours,
         planes.squares,
@@ -273,7 +276,8 @@ def _make(x: Grid, stage: Stage, row: int, wanted: bool, sums: Floats, out: Grid
 
 
 @_compiled
-def dense(
+def _dense(
+    near: tuple[Floats, Floats, Floats],
     planes: Planes,
     stages: tuple[Stage, Stage, Stage],
     height: int,
@@ -284,16 +288,7 @@ def dense(
     """All stages' answers for token rows from ``first`` up to ``stop``.
 
     What the convolutions need beyond these rows is computed here as well.
-
-    Args:
-        planes: what is stacked.
-        stages: at strides 4, 8 and 16.
-        height: of the planes at stride 4.
-        first: row.
-        stop: row.
-        rows: memory.
     """
-    configure(rows.palette)
     next8 = 2 * first - 1
     next4 = 2 * next8 - 1
     next_stacked = next4 - 1
@@ -302,7 +297,7 @@ def dense(
             for row4 in range(next4, 2 * row8 + 2):
                 for row in range(next_stacked, row4 + 2):
                     if 0 <= row < height:
-                        _stack(planes, height, row, rows.space, rows.stacked)
+                        _stack(near, planes, height, row, rows.space, rows.stacked)
                     else:
                         clear_row(rows.stacked, row)
                 next_stacked = row4 + 2
@@ -319,4 +314,57 @@ def dense(
             _make(rows.s4, stages[1], row8, wanted, rows.sums, rows.s8)
         next8 = 2 * row16 + 2
         _make(rows.s8, stages[2], row16, True, rows.sums, rows.s16)
+
+
+@_compiled
+def _pieces(pixels: int) -> int:
+    return max(1, pixels // PIXELS)
+
+
+@_compiled
+def dense(
+    queue: Any,
+    maps: tuple[Map, Map, Map],
+    planes: Planes,
+    stages: tuple[Stage, Stage, Stage],
+    height: int,
+    step: int,
+    rows: Rows,
+) -> None:
+    """Likeness to the clicks, then all stages' answers: two phases of a ``queue``.
+
+    Args:
+        queue: of ``pieces``.
+        maps: what clicks are compared with, at strides 4, 8 and 16.
+        planes: what is stacked with that.
+        stages: at strides 4, 8 and 16.
+        height: of the planes at stride 4.
+        step: token rows of a piece.
+        rows: memory.
+    """
+    configure(rows.palette)
+    count = _pieces(maps[0].pixels) + _pieces(maps[1].pixels) + _pieces(maps[2].pixels)
+    i = take(queue, count)
+    while i >= 0:
+        which = 0
+        while i >= _pieces(maps[which].pixels):
+            i -= _pieces(maps[which].pixels)
+            which += 1
+        map_ = maps[which]
+        last = i == _pieces(map_.pixels) - 1
+        stop = map_.pixels if last else (i + 1) * PIXELS
+        _likeness(map_, i * PIXELS, stop, planes.labels, rows.space)
+        finish(queue)
+        i = take(queue, count)
+    wait(queue, count)
+    near = maps[0].near, maps[1].near, maps[2].near
+    clear_edges(rows.stacked)
+    clear_edges(rows.s4)
+    clear_edges(rows.s8)
+    clear_edges(rows.s16)
+    bands = (height // 4 + step - 1) // step
+    i = take(queue, bands, 1)
+    while i >= 0:
+        _dense(near, planes, stages, height, i * step, min((i + 1) * step, height // 4), rows)
+        i = take(queue, bands, 1)
     release()

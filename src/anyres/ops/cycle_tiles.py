@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import cycle_numba, product_tiles, simd_rows
+from anyres.ops import cycle_numba, pieces, product_tiles, simd_rows
+from anyres.ops.pieces import take
 from anyres.ops.product_tiles import SIDE, tile_product
 from anyres.ops.simd import LANES, compiled, load, splat, store
-from anyres.ops.simd_rows import take
 from anyres.ops.simd_tiles import (
     coarse_inverse,
     coarse_power,
@@ -29,7 +29,7 @@ from anyres.ops.simd_tiles import (
 ONE = np.float32(1)
 MINUS_LOG2E = np.float32(-math.log2(math.e))
 
-_sources = (cycle_numba, product_tiles, simd_rows)
+_sources = (cycle_numba, pieces, product_tiles, simd_rows)
 _compiled = compiled(__file__, *(str(source.__file__) for source in _sources))
 
 

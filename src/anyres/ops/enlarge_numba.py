@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from anyres.ops import pieces
+from anyres.ops.pieces import take
 from anyres.ops.simd import Floats, compiled
 
-_compiled = compiled(__file__)
+_compiled = compiled(__file__, str(pieces.__file__))
 
 
 class Taps(NamedTuple):
@@ -29,37 +31,20 @@ def _line(x: Floats, at: int, taps: Taps, out: Floats) -> None:
 
 
 @_compiled
-def enlarge(
+def _rows(
     x: Floats,
     cells: int,
     start: int,
     stop: int,
-    down: Taps,
-    across: Taps,
-    upper: Floats,
-    lower: Floats,
-    logits: Floats,
-    threshold: float,
-    masks: Any,
+    taps: tuple[Taps, Taps],
+    lines: tuple[Floats, Floats],
+    limit: Any,
+    out: Any,
 ) -> None:
-    """Rows from ``start`` up to ``stop`` of the answer: to ``logits``, or compared to ``masks``.
-
-    Args:
-        x: the map, in rows of ``cells``.
-        cells: of a row.
-        start: row.
-        stop: row.
-        down: of the rows.
-        across: of the columns.
-        upper: memory, a row.
-        lower: memory, a row.
-        logits: (rows, columns), or empty.
-        threshold: what masks are larger than.
-        masks: (rows, columns) bool; not written to if there are logits.
-    """
-    first, second, blend = down
-    width = len(across.blend)
-    limit, exact = np.float32(threshold), len(logits) > 0
+    """Rows from ``start`` up to ``stop``."""
+    first, second, blend = taps[0]
+    upper, lower = lines
+    width = len(taps[1].blend)
     known_a, known_b = np.int64(-1), np.int64(-1)
     for row in range(start, stop):
         a, b = first[row], second[row]
@@ -67,13 +52,50 @@ def enlarge(
             if a == known_b:
                 upper, lower = lower, upper
             else:
-                _line(x, a * cells, across, upper)
-            _line(x, b * cells, across, lower)
+                _line(x, a * cells, taps[1], upper)
+            _line(x, b * cells, taps[1], lower)
             known_a, known_b = a, b
-        y, at = blend[row], row * width
-        if exact:
+        y, line = blend[row], out[row * width : (row + 1) * width]
+        if limit is None:
             for i in range(width):
-                logits[at + i] = upper[i] + y * (lower[i] - upper[i])
+                line[i] = upper[i] + y * (lower[i] - upper[i])
         else:
             for i in range(width):
-                masks[at + i] = upper[i] + y * (lower[i] - upper[i]) > limit
+                line[i] = upper[i] + y * (lower[i] - upper[i]) > limit
+
+
+@_compiled
+def enlarge(
+    queue: Any,
+    x: Floats,
+    cells: tuple[int, int],
+    step: int,
+    taps: tuple[Taps, Taps],
+    lines: tuple[Floats, Floats],
+    limit: Any,
+    out: Any,
+) -> None:
+    """Enlarge maps, rows of a queue.
+
+    Args:
+        queue: of ``pieces``.
+        x: the maps, one after the other.
+        cells: down and across.
+        step: rows of the answer that a piece has.
+        taps: of the answer's rows and columns.
+        lines: memory, two rows.
+        limit: what masks are larger than, float32, or None.
+        out: the answers: bool for what is larger, or float32.
+    """
+    down, across = len(taps[0].blend), len(taps[1].blend)
+    bands = (down + step - 1) // step
+    plane, size = cells[0] * cells[1], down * across
+    count = len(x) // plane * bands
+    i = take(queue, count)
+    while i >= 0:
+        one, start = i // bands, i % bands * step
+        source = x[one * plane : (one + 1) * plane]
+        target = out[one * size : (one + 1) * size]
+        stop = min(start + step, down)
+        _rows(source, cells[1], start, stop, taps, lines, limit, target)
+        i = take(queue, count)

@@ -144,6 +144,18 @@ def project(
 
 
 @_compiled
+def clear_edges(x: Grid) -> None:
+    """Zeros around the map, and behind it; what is there already may be zero for other threads."""
+    to, line = x.numbers, (x.width + 3) * x.channels
+    to[:line] = 0
+    to[(x.height + 1) * line :] = 0
+    for row in range(1, x.height + 1):
+        start = row * line
+        to[start : start + x.channels] = 0
+        to[start + (x.width + 1) * x.channels : start + line] = 0
+
+
+@_compiled
 def clear_row(x: Grid, row: int) -> None:
     """Zeros, of a map that holds rows in turn."""
     start = pixel(x.width, row % x.height, 0, x.channels)

@@ -15,14 +15,10 @@ _SIDE = 32
 
 
 def padded(buffers: Buffers, name: str, height: int, width: int, channels: int) -> grid_tiles.Grid:
-    """A thread's buffer as a map: zeros around, whatever is in it inside."""
-    pixels = (height + 2) * (width + 3)
-    flat = buffers.take(name, torch.bfloat16, pixels + _ROOM, channels)
-    flat[pixels:] = 0
-    rows = flat[:pixels].view(height + 2, width + 3, channels)
-    rows[0] = rows[-1] = 0
-    rows[:, 0] = rows[:, width + 1 :] = 0
-    return grid_tiles.Grid(numbers(flat), height, width, channels)
+    """A thread's buffer as a map, with whatever is in it: see ``grid_tiles.clear_edges``."""
+    size = (height + 2) * (width + 3) + _ROOM
+    flat = buffers.flat(name, torch.bfloat16, size * channels)
+    return grid_tiles.Grid(flat, height, width, channels)
 
 
 def convolution(weight: Tensor, bias: Tensor, inner: int, stride: int) -> grid_tiles.Convolution:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import product_tiles, simd_tiles
+from anyres.ops import pieces, product_tiles, simd_tiles
+from anyres.ops.pieces import take
 from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, splat, spread, store
 from anyres.ops.simd_tiles import coarse_gelu, configure, inverse_root, release, turn
@@ -16,7 +17,7 @@ from anyres.ops.simd_tiles import coarse_gelu, configure, inverse_root, release,
 SMALL, LARGE = 4, 16  # channels after the first and the second convolution
 ZERO = np.float32(0)
 
-_compiled = compiled(__file__, *(str(m.__file__) for m in (product_tiles, simd_tiles)))
+_compiled = compiled(__file__, *(str(m.__file__) for m in (pieces, product_tiles, simd_tiles)))
 
 
 class Downscaling(NamedTuple):
@@ -59,10 +60,10 @@ def _norm(
 
 @_compiled
 def embed(
+    queue: Any,
     masks: Floats,
+    count: int,
     width: int,
-    first: int,
-    stop: int,
     layers: Downscaling,
     palette: Any,
     space: Floats,
@@ -70,19 +71,19 @@ def embed(
     sums: Floats,
     out: Any,
 ) -> None:
-    """Embeddings of token rows from ``first`` up to ``stop``.
+    """Embeddings of all tokens, a row of them after the other from a queue.
 
     Args:
-        masks: logits (4 h, 4 width).
+        queue: of ``pieces``.
+        masks: logits (4 count, 4 width).
+        count: of rows of tokens, of all prompts.
         width: of the token grid.
-        first: row.
-        stop: row.
         layers: parameters.
         palette: of the tiles.
         space: memory, 3 x 256 numbers.
         rows: memory, (32, 32) bfloat16.
         sums: memory, (32, 32).
-        out: (h, width, C).
+        out: (count, width, C).
     """
     configure(palette)
     weight, bias, norm, norm_bias = layers.first
@@ -92,7 +93,8 @@ def embed(
     channels = len(last_bias)
     small, large = LANES * LANES, 2 * LANES * LANES
     rows[:] = 0
-    for row in range(first, stop):
+    row = take(queue, count)
+    while row >= 0:
         for start in range(0, width, SIDE):
             for half in range(0, SIDE, LANES):
                 for t in range(LANES):
@@ -130,4 +132,5 @@ def embed(
                     here = (row * width + start + r) * channels + o
                     store(out, here, load(sums, r * SIDE) + left)
                     store(out, here + LANES, load(sums, r * SIDE + LANES) + right)
+        row = take(queue, count)
     release()

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import scan_numba_steps, simd_rows
+from anyres.ops import pieces, scan_numba_steps, simd_rows
+from anyres.ops.pieces import take
 from anyres.ops.scan_numba_steps import (
     CHUNK,
     DELTA,
@@ -43,7 +44,7 @@ from anyres.ops.simd import (
     splat,
     store,
 )
-from anyres.ops.simd_rows import put_number, take
+from anyres.ops.simd_rows import put_number
 
 FAINT = np.float32(2.0**-16)  # beside an answer in bfloat16, what has decayed to this is nothing
 
@@ -100,7 +101,7 @@ def work_size(states: int, together: int) -> int:
     return STATES + LANES * states + weights + together * (states + 1) * LANES
 
 
-_compiled = compiled(__file__, scan_numba_steps.__file__, simd_rows.__file__)
+_compiled = compiled(__file__, pieces.__file__, scan_numba_steps.__file__, simd_rows.__file__)
 
 
 @_compiled

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from anyres.ops import simd_rows
+from anyres.ops import pieces, simd_rows
+from anyres.ops.pieces import take
 from anyres.ops.simd import LANES, Floats, compiled, load, splat, store
-from anyres.ops.simd_rows import put_number, take, total
+from anyres.ops.simd_rows import put_number, total
 
 ZERO = np.float32(0)
 
-_compiled = compiled(__file__, simd_rows.__file__)
+_compiled = compiled(__file__, pieces.__file__, simd_rows.__file__)
 
 
 @_compiled

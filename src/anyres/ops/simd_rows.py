@@ -20,7 +20,6 @@ from anyres.ops.simd import (
     _rounded,
     _upper,
     _vector,
-    compiled,
 )
 
 # The normal distribution function is 1/2 + x p(2 (x / 5.5)^2 - 1) for |x| <= 5.5, to 5e-8.
@@ -175,27 +174,3 @@ def sums(typing: Any, array: Any, index: Any) -> Any:
         return rows[0]
 
     return _vector(array, index), build
-
-
-@intrinsic
-def _one_more(typing: Any, array: Any, index: Any) -> Any:
-    """A number, which becomes one more; no two threads get the same."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        index = context.cast(builder, args[1], signature.args[1], types.intp)
-        data = context.make_array(array)(context, builder, args[0]).data
-        one = ir.Constant(ir.IntType(64), 1)
-        return builder.atomic_rmw("add", builder.gep(data, [index]), one, "monotonic")
-
-    return types.int64(array, index), build
-
-
-@compiled(__file__)
-def take(queue: Any, count: int) -> Any:
-    """The next of so many pieces for this thread, -1 if none is left (``threads.share_out``)."""
-    left, from_end = queue
-    if _one_more(left, 0) >= count:
-        return -1
-    if from_end:
-        return count - 1 - _one_more(left, 1)
-    return _one_more(left, 2)

@@ -8,22 +8,21 @@ numba's own threads are not used: depending on which library it finds they abort
 two threads call at once, or when a process that has used them forks.
 """
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
-from threading import Barrier, get_ident, local
+from collections.abc import Callable, Iterable
+from threading import get_ident, local
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anyres.ops.team import Team
+
 T = TypeVar("T")
 
-_here = local()  # .threads: how many ``alone`` has, on the thread that it runs on
+FIELDS = 4  # of a phase of work in the queue of ``share_out``
+_here = local()  # .team: that of ``alone``, on the thread that it runs on
 
 
 def runs_in_parts(x: Tensor) -> bool:
@@ -64,86 +63,65 @@ def share(work: Callable[[T], None], items: Iterable[T]) -> None:
                     return
                 work(item)
 
-    within = getattr(_here, "threads", 0)
-    threads = within or torch.get_num_threads()
+    team = _team()
+    threads = team.threads if team else torch.get_num_threads()
     if threads == 1 or len(waiting) < 2:
         work_off(waiting.popleft)
-        return
-    pool = _pool(threads, os.getpid())
-    futures = [pool.submit(work_off, waiting.pop) for _ in range(min(threads, len(waiting)) - 1)]
-    errors: list[BaseException] = []
-    try:
-        # The caller is one of them: to wake another thread takes as long as a small item.
-        with nullcontext() if within else _on_this_thread_alone(threads):
-            work_off(waiting.popleft)
-        for future in futures:
-            # One that has not woken yet has nothing left to do.
-            if not future.cancel() and (error := future.exception()) is not None:
-                waiting.clear()
-                errors.append(error)
-    finally:
-        waiting.clear()
-        # They write into our tensors: wait for those that have begun, interrupted or not.
-        for future in futures:
-            if not future.cancel():
-                future.exception()
-    if errors:
-        raise errors[0]
+    elif team is None:
+        alone(lambda: share(work, waiting))
+    else:
+        _here.team = None  # within, there is only this thread
+        try:
+            team.share(work_off, waiting)
+        finally:
+            _here.team = team
 
 
-def share_out(work: Callable[[Any], None]) -> None:
+def share_out(work: Callable[[Any], None], most: int | None = None, phases: int = 1) -> None:
     """Call compiled ``work`` on each thread, with a queue that all have in common.
 
-    It takes one piece after the other from it (``simd_rows.take``) until none is left. So a thread
+    It takes one piece after the other from it (``pieces.take``) until none is left. So a thread
     asks for the interpreter once, not for each piece: to wait for another that has it takes as
     long as a small piece does.
+
+    Args:
+        work: what is called with the queue.
+        most: how many threads there is something to do for.
+        phases: of the work.
     """
-    begun, caller = np.zeros(3, np.int64), get_ident()  # of all, from the last on, from the first
-    threads = getattr(_here, "threads", 0) or torch.get_num_threads()
-    share(lambda _: work((begun, get_ident() != caller)), range(threads))
-
-
-@contextmanager
-def _on_this_thread_alone(threads: int) -> Iterator[None]:
-    # A thread that asks torch for the first time meanwhile takes this number over.
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    numbers, caller = np.zeros(FIELDS * phases, np.int64), get_ident()
+    team = _team()
+    threads = team.threads if team else torch.get_num_threads()
+    share(
+        lambda _: work((numbers, get_ident() != caller)),
+        range(threads if most is None else min(threads, most)),
+    )
 
 
 def alone(work: Callable[[], T]) -> T:
     """What a call returns for which torch uses the caller's thread alone; without gradients.
 
     For small things beside a ``share``: torch divides even 2,048 exponentials among its own
-    threads, and those then spin for 4 ms on cores that ours need. ``share`` may be called within.
+    threads, and those then spin for 4 ms on cores that ours need. ``share`` may be called within;
+    the threads that take part stay ready between two calls of it.
+
+    A thread that asks torch for its number for the first time meanwhile takes 1 over.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         return work()
-    _here.threads = threads
+    _here.team = team = Team(threads)
+    torch.set_num_threads(1)
     try:
-        with _on_this_thread_alone(threads), torch.no_grad():
+        with torch.no_grad():
             return work()
     finally:
-        _here.threads = 0
+        torch.set_num_threads(threads)
+        _here.team = None
+        team.dismiss()
 
 
-@lru_cache(maxsize=1)
-def _pool(count: int, process: int) -> ThreadPoolExecutor:
-    """The threads. They do not survive a fork: ``process`` makes a child start its own."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="anyres")
-    started, before = Barrier(count), torch.get_num_threads()
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        # A thread takes torch's number over when it first asks; later, that would be another one.
-        torch.get_num_threads()
-        started.wait()
-
-    for future in [pool.submit(start) for _ in range(count)]:
-        future.result()
-    # torch keeps a number for each thread, and that set last for threads to come.
-    torch.set_num_threads(before)
-    return pool
+def _team() -> Team | None:
+    """That of the ``alone`` which this thread is in, if it is."""
+    found: Team | None = getattr(_here, "team", None)
+    return found

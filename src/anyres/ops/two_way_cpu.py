@@ -3,7 +3,7 @@
 Kernels: ``two_way_tiles``. Shapes: P prompts, n image tokens, C channels, R rows (heads x tokens).
 """
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +14,10 @@ from anyres.ops import product_tiles, simd_tiles
 from anyres.ops import two_way_tiles as kernels
 from anyres.ops.block_cpu import numbers
 from anyres.ops.buffers import Buffers
-from anyres.ops.threads import share
+from anyres.ops.threads import share_out
 
 _BANDS = 4  # that an image is cut into
-_TOKENS = 2048  # of a band, or more: to wake another thread takes as long as some hundreds do
+_TOKENS = 1024  # of a band, or more
 _SIDE = 32
 
 _buffers = Buffers(1 << 25)
@@ -42,7 +42,7 @@ class KeysValues(NamedTuple):
 
 def step(
     image: Tensor, places: Tensor, keys_values: KeysValues | None, queries: tuple[Tensor, Tensor]
-) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Image tokens after they attended; and the queries' attention to each band of them.
 
     Args:
@@ -52,51 +52,38 @@ def step(
         queries: weight and bias of the queries' scores, (P, R, C) and (P, R, 1).
 
     Returns:
-        (P, n, C), and a list of: the maximum scores (P, R, 1), the sums of their exponentials
-        (P, R, 1) and of tokens so weighted (P, R, C), float32.
+        (P, n, C); and of each band the maximum scores (bands, P, R, 1), the sums of their
+        exponentials (bands, P, R, 1) and of tokens so weighted (bands, P, R, C), float32.
     """
     image, places = image.contiguous(), places.contiguous()
     prompts, tokens, channels = image.shape
     rows = queries[0].shape[1]
     out = image if keys_values is None else torch.empty_like(image)
-    bands = list(_bands(tokens))
-    shape = (len(bands), prompts, -(-rows // _SIDE) * _SIDE)
+    band = max(_TOKENS, -(-tokens // (_BANDS * kernels.BLOCK)) * kernels.BLOCK)
+    shape = (prompts, -(-tokens // band), -(-rows // _SIDE) * _SIDE)
     maximum, totals = torch.full(shape, float(kernels.LEAST)), torch.zeros(shape)
     values = torch.zeros(*shape, channels)
-    folded = [_keys_values(keys_values, p) for p in range(prompts)]
-    of_queries = [
-        kernels.Queries(_in_order(weight), _bias(bias[:, 0]))
-        for weight, bias in zip(*queries, strict=True)
-    ]
-    most = max(len(folded[0].bias), shape[2])
-    attends = keys_values is not None
-
-    def run(item: tuple[int, int]) -> None:
-        p, band = item
-        kernels.step(
-            *(numbers(image[p]), numbers(places[0]), *bands[band], channels, attends),
-            *(folded[p], of_queries[p], _space(channels, most), numbers(out[p])),
-            *(numbers(x[band, p]) for x in (maximum, totals, values)),
-        )
-
-    share(run, ((p, band) for p in range(prompts) for band in range(len(bands))))
-    parts = zip(
-        maximum[:, :, :rows, None], totals[:, :, :rows, None], values[:, :, :rows], strict=True
+    for p in range(prompts):
+        known = _keys_values(keys_values, p)
+        asked = kernels.Queries(_in_order(queries[0][p]), _bias(queries[1][p, :, 0]))
+        answer = kernels.Answer(*(numbers(x[p]) for x in (out, maximum, totals, values)))
+        given = numbers(image[p]), numbers(places[0]), band, channels, known, asked
+        most = max(len(known.bias), shape[2])
+        share_out(partial(_step, given, most, answer), shape[1])
+    return out, tuple(
+        x[:, :, :rows].transpose(0, 1) for x in (maximum[..., None], totals[..., None], values)
     )
-    return out, list(parts)
 
 
-def _bands(tokens: int) -> Iterator[tuple[int, int]]:
-    each = max(_TOKENS, -(-tokens // (_BANDS * kernels.BLOCK)) * kernels.BLOCK)
-    for first in range(0, tokens, each):
-        yield first, min(first + each, tokens)
+def _step(given: tuple[Any, ...], most: int, answer: kernels.Answer, queue: Any) -> None:
+    kernels.step(queue, *given, _space(given[3], most), answer)
 
 
 def _keys_values(keys_values: KeysValues | None, prompt: int) -> kernels.KeysValues:
     if keys_values is None:
         nothing = torch.zeros(1)
         one, half = numbers(nothing), numbers(nothing.bfloat16())
-        return kernels.KeysValues(half, one, half, 0, 0, one, one, 0.0)
+        return kernels.KeysValues(half, one[:0], half, 0, 0, one, one, 0.0)
     weight, bias, values = (
         keys_values.weight[prompt],
         keys_values.bias[prompt, :, 0],
@@ -128,7 +115,7 @@ def _space(channels: int, rows: int) -> kernels.Space:
     return kernels.Space(
         simd_tiles.PALETTE,
         *(
-            numbers(_buffers.take(name, kind, size))
+            _buffers.flat(name, kind, size)
             for name, kind, size in (
                 ("placed", half, _SIDE * channels),
                 ("sums", full, _SIDE * max(channels, rows, _SIDE)),

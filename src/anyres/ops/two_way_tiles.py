@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import product_tiles, simd_rows, simd_tiles
+from anyres.ops import pieces, product_tiles, simd_rows, simd_tiles
+from anyres.ops.pieces import take
 from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, number, splat, store
 from anyres.ops.simd_rows import larger, largest, total
@@ -32,7 +33,8 @@ ZERO, ONE = np.float32(0), np.float32(1)
 LOG2E = np.float32(math.log2(math.e))
 LEAST = np.float32(-1e30)
 
-_compiled = compiled(__file__, *(str(m.__file__) for m in (product_tiles, simd_rows, simd_tiles)))
+_sources = (pieces, product_tiles, simd_rows, simd_tiles)
+_compiled = compiled(__file__, *(str(m.__file__) for m in _sources))
 
 
 class KeysValues(NamedTuple):
@@ -227,8 +229,25 @@ def _accumulate(
                     store(values, here, load(values, here) + load(sums, r * SIDE + c))
 
 
+class Answer(NamedTuple):
+    """What a step gives.
+
+    Attributes:
+        tokens: (n, C), if they attend.
+        maximum: for each band of tokens the largest score of each row of queries, (bands, R); to
+            begin with very low.
+        sums: of exponentials of the scores, less the largest; 0 to begin with.
+        values: of tokens so weighted, (bands, R, C); 0 to begin with.
+    """
+
+    tokens: Any
+    maximum: Floats
+    sums: Floats
+    values: Floats
+
+
 @_compiled
-def step(
+def _step(
     image: Any,
     places: Any,
     first: int,
@@ -243,24 +262,7 @@ def step(
     sum_of: Floats,
     values: Floats,
 ) -> None:
-    """Image tokens from ``first`` up to ``stop`` attend, if they do; queries attend to them.
-
-    Args:
-        image: tokens (.., channels).
-        places: what is added where they are compared.
-        first: token.
-        stop: token.
-        channels: of a token.
-        attends: whether they attend to ``keys_values``; if not, they stay what they are.
-        keys_values: what they attend to.
-        queries: what attends to them.
-        space: memory.
-        out: the new tokens, if they attend.
-        maximum: the largest score of each row queries, to begin with very low.
-        sum_of: of exponentials of the scores, less the largest; 0 to begin with.
-        values: of tokens so weighted, (rows, channels); 0 to begin with.
-    """
-    configure(space.palette)
+    """Tokens from ``first`` up to ``stop``."""
     placed, sums, pairs = space.placed, space.sums, space.pairs
     rows = len(queries.bias)
     for start in range(first, stop, BLOCK):
@@ -286,4 +288,48 @@ def step(
             _pair(sums, channels, t // SIDE, pairs)
             _score(space, channels, queries.weight, queries.bias, space.scores, BLOCK, t)
         _accumulate(rows, channels, count, space, maximum, sum_of, values)
+
+
+@_compiled
+def step(
+    queue: Any,
+    image: Any,
+    places: Any,
+    band: int,
+    channels: int,
+    keys_values: KeysValues,
+    queries: Queries,
+    space: Space,
+    answer: Answer,
+) -> None:
+    """Image tokens attend, if they do; then queries attend to them: bands of a queue.
+
+    Args:
+        queue: of ``pieces``.
+        image: tokens (n, channels).
+        places: what is added where they are compared.
+        band: how many tokens a band has.
+        channels: of a token.
+        keys_values: what they attend to; without any, they stay what they are.
+        queries: what attends to them.
+        space: memory.
+        answer: where it goes.
+    """
+    configure(space.palette)
+    tokens, rows = len(places) // channels, len(queries.bias)
+    maximum, sums, values = answer.maximum, answer.sums, answer.values
+    attends = len(keys_values.bias) > 0
+    count = (tokens + band - 1) // band
+    i = take(queue, count)
+    while i >= 0:
+        here, there = (
+            slice(i * rows, (i + 1) * rows),
+            slice(i * rows * channels, (i + 1) * rows * channels),
+        )
+        first, stop = i * band, min((i + 1) * band, tokens)
+        _step(
+            *(image, places, first, stop, channels, attends, keys_values, queries, space),
+            *(answer.tokens, maximum[here], sums[here], values[there]),
+        )
+        i = take(queue, count)
     release()

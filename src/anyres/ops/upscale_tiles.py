@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyres.ops import grid_tiles, product_tiles, simd_rows
-from anyres.ops.grid_tiles import Convolution, Grid, convolve, pixel
+from anyres.ops import grid_tiles, pieces, product_tiles, simd_rows
+from anyres.ops.grid_tiles import Convolution, Grid, clear_edges, convolve, pixel
+from anyres.ops.pieces import finish, take, wait
 from anyres.ops.product_tiles import SIDE, TILE, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, splat, store
 from anyres.ops.simd_rows import sums as sums_of_rows
@@ -26,18 +27,17 @@ from anyres.ops.simd_tiles import coarse_gelu, configure, release
 ZERO, ONE = np.float32(0), np.float32(1)
 GROUP = LANES // 2  # pixels of the first map whose 16 in a row of the second are done at a time
 
-_compiled = compiled(__file__, *(str(m.__file__) for m in (grid_tiles, product_tiles, simd_rows)))
+_sources = (grid_tiles, pieces, product_tiles, simd_rows)
+_compiled = compiled(__file__, *(str(m.__file__) for m in _sources))
 
 
 class Layers(NamedTuple):
-    """Parameters: two weights in order with biases, the norm between, and what is picture's.
+    """Two weights in order with biases, and the norm between.
 
     Attributes:
         first, first_bias: (4 c', c) and (c').
         norm, norm_bias, eps: of the layer norm over c'.
         second, second_bias: (4 c'', c') and (c'').
-        detailed: whether there are details.
-        details_s8, details_s4: maps (P, 2h, 2w, c') and (P, 4h, 4w, c'').
     """
 
     first: Any
@@ -47,32 +47,58 @@ class Layers(NamedTuple):
     eps: float
     second: Any
     second_bias: Floats
+
+
+class Direct(NamedTuple):
+    """A convolution, and of what it gives each mask's weight (masks, outer) and bias."""
+
+    convolution: Convolution
+    weight: Floats
+    bias: Floats
+
+
+class Picture(NamedTuple):
+    """A prompt's picture.
+
+    Attributes:
+        tokens: (h, w, c).
+        height, width, channels: h, w and c.
+        detailed: whether there are details.
+        details_s8, details_s4: maps (2h, 2w, c') and (4h, 4w, c'').
+    """
+
+    tokens: Any
+    height: int
+    width: int
+    channels: int
     detailed: bool
     details_s8: Any
     details_s4: Any
 
 
 class Space(NamedTuple):
-    """Memory: ``sums`` (32, 2c), ``middle`` (4w + 31, c'), ``dots`` (16, 16)."""
+    """Memory: ``line`` (w + 31, c), ``sums`` (32, 2c), ``middle`` (4w + 31, c'), ``dots`` (16, 16).
+
+    ``between`` is a row of what a convolution of the finest map gives.
+    """
 
     palette: Any
+    line: Any
     sums: Floats
     middle: Any
     dots: Floats
+    between: Grid
 
 
 @_compiled
-def _widen(
-    x: Any, start: int, width: int, channels: int, layers: Layers, at: int, space: Space
-) -> None:
-    """A row of tokens to two rows of pixels, ``space.middle``; their details are at ``at``."""
+def _widen(picture: Picture, row: int, layers: Layers, space: Space) -> None:
+    """A row of tokens to two rows of pixels, ``space.middle``."""
     # Taken out of the tuples once: each time, the arrays' owners would be counted anew.
-    weight, bias, detailed, details = (
-        layers.first,
-        layers.first_bias,
-        layers.detailed,
-        layers.details_s8,
-    )
+    weight, bias, x, tokens = layers.first, layers.first_bias, space.line, picture.tokens
+    detailed, details = picture.detailed, picture.details_s8
+    width, channels = picture.width, picture.channels
+    line, at = width * channels, row * width * channels
+    x[:line] = tokens[row * line : (row + 1) * line]
     norm, norm_bias, eps = layers.norm, layers.norm_bias, np.float32(layers.eps)
     sums, middle, inner, count = space.sums, space.middle, channels // 4, channels // SIDE
     share = ONE / np.float32(inner)
@@ -81,8 +107,9 @@ def _widen(
             for o in range(0, inner, SIDE):
                 first = (corner * inner + o) // LANES * count * TILE
                 second = first + count * TILE
-                row = start + t * channels
-                tile_product(x, row, channels, SIDE, weight, first, second, count, sums, o, inner)
+                tile_product(
+                    x, t * channels, channels, SIDE, weight, first, second, count, sums, o, inner
+                )
             for r in range(min(SIDE, width - t)):
                 pixel = (corner // 2) * 2 * width + 2 * (t + r) + corner % 2
                 added, here = splat(ZERO), r * inner
@@ -117,27 +144,22 @@ def _put(vector: Any, some: int, space: Floats, out: Floats, to: int, added: boo
 
 @_compiled
 def _finish(
+    picture: Picture,
     row: int,
-    width: int,
-    channels: int,
     layers: Layers,
-    at: int,
     hyper: Floats,
     masks: int,
     space: Space,
     logits: Floats,
-    to: int,
-    plane: int,
     keep: bool,
     fine: Grid,
 ) -> None:
-    """``space.middle`` to four rows of logits; their details are at ``at``."""
-    weight, bias, detailed, details = (
-        layers.second,
-        layers.second_bias,
-        layers.detailed,
-        layers.details_s4,
-    )
+    """``space.middle`` to four rows of logits."""
+    weight, bias = layers.second, layers.second_bias
+    detailed, details = picture.detailed, picture.details_s4
+    width, channels = picture.width, picture.channels
+    at, to = row * 16 * width * (channels // 8), row * 16 * width
+    plane = 16 * picture.height * width
     middle, sums, dots, kept = space.middle, space.sums, space.dots, fine.numbers
     outer, inner = channels // 4, channels // 8
     count, wide = outer // SIDE, 4 * inner
@@ -181,101 +203,72 @@ def _finish(
 
 
 @_compiled
-def upscale(
-    x: Any,
-    picture: int,
-    height: int,
-    width: int,
-    channels: int,
-    first: int,
-    stop: int,
-    layers: Layers,
-    hyper: Floats,
-    masks: int,
-    space: Space,
-    logits: Floats,
-    keep: bool,
-    fine: Grid,
+def _add_direct(
+    row: int, x: Grid, layers: Direct, masks: int, space: Space, logits: Floats
 ) -> None:
-    """Four rows of logits from each row of tokens, from ``first`` up to ``stop``.
-
-    Args:
-        x: tokens of these rows, with room for 31 more.
-        picture: number of the tokens' picture among those of the details.
-        height: of the token grid.
-        width: of the token grid.
-        channels: of a token.
-        first: row.
-        stop: row.
-        layers: parameters and details.
-        hyper: each mask's weights, (masks, channels / 8).
-        masks: how many.
-        space: memory.
-        logits: the answer, (masks, 4 height, 4 width).
-        keep: whether to keep what is multiplied by ``hyper``.
-        fine: for that, of channels / 8.
-    """
-    configure(space.palette)
-    plane = 16 * height * width
-    for row in range(first, stop):
-        line = picture * height + row
-        start, at = (row - first) * width * channels, line * 4 * width * (channels // 4)
-        _widen(x, start, width, channels, layers, at, space)
-        at = line * 16 * width * (channels // 8)
-        to = row * 16 * width
-        _finish(
-            *(row, width, channels, layers, at, hyper, masks, space, logits, to, plane),
-            *(keep, fine),
-        )
-    release()
+    """Add to a row of logits what further layers make of the finest map."""
+    between, dots, weight, bias = space.between, space.dots, layers.weight, layers.bias
+    made, channels, width = between.numbers, layers.convolution.outer, x.width
+    convolve(x, True, layers.convolution, row, space.sums, between)
+    line = pixel(width, row % between.height, 0, channels)
+    for column in range(0, width, LANES):
+        some = min(LANES, width - column)
+        for m in range(masks):
+            for i in range(some):
+                at, dot = line + (column + i) * channels, splat(ZERO)
+                for c in range(0, channels, LANES):
+                    v = load(made, at + c)
+                    dot = multiply_add(v, load(weight, m * channels + c), dot)
+                store(dots, i * LANES, dot)
+            there = (m * x.height + row) * width + column
+            found = sums_of_rows(dots, 0) + splat(bias[m])
+            _put(found, some, dots, logits, there, True)
 
 
 @_compiled
-def add_direct(
-    x: Grid,
-    first: int,
-    stop: int,
-    layer: Convolution,
-    between: Grid,
-    weight: Floats,
-    bias: Floats,
+def upscale(
+    queue: Any,
+    picture: Picture,
+    step: int,
+    layers: Layers,
+    hyper: Floats,
     masks: int,
+    fine: Grid,
+    direct: Any,
     space: Space,
     logits: Floats,
-    to: int,
-    plane: int,
 ) -> None:
-    """Add to logits what a convolution and a product with each mask's weight give.
+    """Four rows of logits from each row of tokens; then what further layers add, if there are.
 
     Args:
-        x: the finest map.
-        first: row.
-        stop: row after the last.
-        layer: the convolution.
-        between: for some rows of what it gives.
-        weight: (masks, outer channels of the layer).
-        bias: (masks).
+        queue: of ``pieces``, with two phases.
+        picture: its tokens and details.
+        step: rows of tokens of a piece.
+        layers: parameters.
+        hyper: each mask's weights, (masks, channels / 8).
         masks: how many.
+        fine: memory for what is multiplied by ``hyper``, if there are further layers.
+        direct: ``Direct``, or None.
         space: memory.
-        logits: those of the first row of the map and the first mask begin at ``to``.
-        to: index.
-        plane: numbers between two masks.
+        logits: the answer, (masks, 4 height, 4 width).
     """
     configure(space.palette)
-    made, dots, channels, width = between.numbers, space.dots, layer.outer, x.width
-    for row in range(first, stop):
-        convolve(x, True, layer, row, space.sums, between)
-        line = pixel(width, row % between.height, 0, channels)
-        for column in range(0, width, LANES):
-            some = min(LANES, width - column)
-            for m in range(masks):
-                for i in range(some):
-                    at, dot = line + (column + i) * channels, splat(ZERO)
-                    for c in range(0, channels, LANES):
-                        v = load(made, at + c)
-                        dot = multiply_add(v, load(weight, m * channels + c), dot)
-                    store(dots, i * LANES, dot)
-                there = to + m * plane + row * width + column
-                found = sums_of_rows(dots, 0) + splat(bias[m])
-                _put(found, some, dots, logits, there, True)
+    keep = direct is not None
+    if direct is not None:
+        clear_edges(fine)
+    count = (picture.height + step - 1) // step
+    i = take(queue, count)
+    while i >= 0:
+        for row in range(i * step, min((i + 1) * step, picture.height)):
+            _widen(picture, row, layers, space)
+            _finish(picture, row, layers, hyper, masks, space, logits, keep, fine)
+        finish(queue)
+        i = take(queue, count)
+    if direct is not None:
+        wait(queue, count)
+        i = take(queue, count, 1)
+        while i >= 0:
+            for row in range(4 * i * step, 4 * min((i + 1) * step, picture.height)):
+                _add_direct(row, fine, direct, masks, space, logits)
+            i = take(queue, count, 1)
     release()

@@ -57,7 +57,7 @@ def upscale(
     compiled = not two_step and runs_in_parts(logits) and enlarging_runs_compiled()
     for source, target in zip(logits.float(), out, strict=True):
         if compiled:
-            _upscale_compiled(source, frame, target, 0.0 if threshold is None else threshold)
+            _upscale_compiled(source, frame, target, threshold)
             continue
         for part, block in steps(source, frame):
             if threshold is None:
@@ -97,7 +97,7 @@ def _upscale_once(logits: Tensor, frame: Frame) -> Iterator[tuple[_Part, Tensor]
             yield np.s_[index, rows], torch.lerp(upper, lower, y[rows, None])
 
 
-def _upscale_compiled(logits: Tensor, frame: Frame, out: Tensor, threshold: float) -> None:
+def _upscale_compiled(logits: Tensor, frame: Frame, out: Tensor, threshold: float | None) -> None:
     """The same into ``out`` (M, H, W), float32, or bool for what is larger than a threshold."""
     from anyres.ops import enlarge_cpu
 
