@@ -16,12 +16,10 @@ from anyres.models.click_maps import COLOUR_SCALES, ClickMaps, Landmarks
 from anyres.models.layers import DoublingConv2d
 from anyres.models.presets import preset
 from anyres.models.stem import ConvStem
-from anyres.models.two_way import Attention, PartialAttention
+from anyres.models.two_way import Attention
 from anyres.predict.load import put
 
 XS = preset("hrsam_xs")
-
-PARTS = [slice(0, 7), slice(7, 8), slice(8, 60)]
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -45,19 +43,14 @@ def test_attention_of_tokens_and_image_is_the_published_one(dtype):
     tokens, other, image, placed = (torch.randn(3, n, 64) for n in (7, 7, 60, 60))
     expected = (
         plain_attention(layer, tokens, other, other),
-        *[plain_attention(layer, tokens, placed, image)] * 2,
+        plain_attention(layer, tokens, placed, image),
         image + plain_attention(layer, placed, tokens, other),
     )
     layer = layer.to(dtype)
     tokens, other, image, placed = (x.to(dtype) for x in (tokens, other, image, placed))
-    parts = [
-        layer.attend_image(layer.fold_queries(tokens), placed[:, part], image[:, part])
-        for part in PARTS
-    ]
     found = (
         layer(tokens, other, other),
-        layer.merge(layer.attend_image(layer.fold_queries(tokens), placed, image)),
-        layer.merge(PartialAttention(*map(torch.cat, zip(*parts, strict=True)))),
+        layer.project_image(layer.attend_image(layer.fold_queries(tokens), placed, image)),
         layer.attend_tokens(image, placed, layer.fold_keys_values(tokens, other)),
     )
     for one, wanted in zip(found, expected, strict=True):

@@ -116,13 +116,12 @@ class MaskDecoder(nn.Module):
         """
         sparse = sparse_prompt_embeddings
         prompts = len(sparse)
-        image = each(image_embeddings, prompts)
-        if dense_prompt_embeddings is not None:
-            image = image + dense_prompt_embeddings
-        image = image.expand(prompts, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        image = each(image_embeddings, prompts).expand(prompts, -1, -1, -1)
+        image = image.contiguous(memory_format=torch.channels_last)
+        dense = None if dense_prompt_embeddings is None else rows(dense_prompt_embeddings)
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(prompts, -1, -1), sparse], dim=1)
-        tokens, flat = self.transformer(rows(image), rows(image_pe), tokens)
+        tokens, flat = self.transformer(rows(image), rows(image_pe), tokens, dense)
         chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
         heads = list(self.output_hypernetworks_mlps)
         hyper = torch.stack(

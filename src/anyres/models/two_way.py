@@ -3,7 +3,7 @@
 Kirillov et al. 2023, appendix A. Shapes: P prompts, T tokens, n image tokens, C channels, H heads.
 """
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,25 +52,21 @@ class Attention(nn.Module):
         return (q @ weight).flatten(1, 2), (q @ bias[..., None]).flatten(1, 2)
 
     @staticmethod
-    def attend_image(
-        queries: tuple[Tensor, Tensor], k_image: Tensor, v_image: Tensor
-    ) -> "PartialAttention":
-        """Attend to an image, (P, n, C) of keys and of values, as one part."""
+    def attend_image(queries: tuple[Tensor, Tensor], k_image: Tensor, v_image: Tensor) -> Tensor:
+        """Attend to an image, (P, n, C) of keys and of values: for ``project_image``.
+
+        Returns:
+            The image as each row of queries sees it, (P, H * T, C), float32 or wider.
+        """
         weight, bias = queries
         scores = wide(torch.baddbmm(bias, weight, k_image.transpose(1, 2)))
-        maximum = scores.detach().amax(-1, True)
-        shares = (scores - maximum).exp()
-        values = shares.to(v_image.dtype) @ v_image
-        return PartialAttention(maximum[None], shares.sum(-1, True)[None], values[None])
+        return wide(scores.softmax(-1).to(v_image.dtype) @ v_image)
 
-    def merge(self, parts: "PartialAttention") -> Tensor:
-        """Attention to all parts of the image, (P, T, C), from that to each (online softmax)."""
-        maximum, total, values = parts
-        weight = (maximum - maximum.amax(0)).exp()
-        mean = (wide(values) * weight).sum(0) / (total * weight).sum(0)
-        mean = mean.to(self.v_proj.weight.dtype).unflatten(1, (self.heads, -1))
+    def project_image(self, seen: Tensor) -> Tensor:
+        """Attention to an image, (P, T, C), of what ``attend_image`` gave."""
+        seen = seen.to(self.v_proj.weight.dtype).unflatten(1, (self.heads, -1))
         weight, bias = self._heads(self.v_proj)
-        return self._project(mean @ weight.transpose(1, 2) + bias[:, None])
+        return self._project(seen @ weight.transpose(1, 2) + bias[:, None])
 
     def fold_keys_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys k and values v of tokens (P, T, C), projections folded in: for ``attend_tokens``.
@@ -112,20 +108,6 @@ class Attention(nn.Module):
         )
 
 
-class PartialAttention(NamedTuple):
-    """Attention to each of N parts of the image.
-
-    Attributes:
-        maximum: the maximum of each row's scores, (N, P, H * T, 1).
-        total: the sum of their exponentials, less the maximum.
-        values: the sum of values so weighted, (N, P, H * T, C).
-    """
-
-    maximum: Tensor
-    total: Tensor
-    values: Tensor
-
-
 class TwoWayBlock(nn.Module):
     """Tokens attend to themselves, to the image, pass an MLP; then the image attends to them."""
 
@@ -152,9 +134,9 @@ class TwoWayBlock(nn.Module):
         normed: Tensor = self.norm1(tokens)
         return normed
 
-    def update(self, tokens: Tensor, parts: PartialAttention) -> Tensor:
+    def update(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """Tokens (P, T, C) after they attended to the image."""
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image.merge(parts))
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image.project_image(seen))
         normed: Tensor = self.norm3(tokens + self.mlp(tokens))
         return normed
 
@@ -172,22 +154,32 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(dim, heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(dim)
 
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Give updated tokens (P, T, C) and image tokens (P, h*w, C)."""
+    def forward(
+        self, image: Tensor, image_pe: Tensor, tokens: Tensor, dense: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Give updated tokens (P, T, C) and image tokens (P, h*w, C).
+
+        Args:
+            image: (P, h*w, C).
+            image_pe: positions, (1, h*w, C).
+            tokens: (P, T, C).
+            dense: what is added to the image, (P, h*w, C).
+        """
         token_pe = tokens = tokens.to(self.norm_final_attn.weight.dtype)
         keys_values, written_by = None, None
         for layer in cast("list[TwoWayBlock]", list(self.layers)):
             tokens = layer.self_attend(tokens, token_pe)
             queries = layer.cross_attn_token_to_image.fold_queries(tokens + token_pe)
-            image, parts = _step(image, image_pe, written_by, keys_values, queries)
-            tokens = layer.update(tokens, parts)
+            image, seen = _step(image, image_pe, written_by, keys_values, queries, dense)
+            dense = None
+            tokens = layer.update(tokens, seen)
             keys_values = layer.cross_attn_image_to_token.fold_keys_values(
                 tokens + token_pe, tokens
             )
             written_by = layer
         queries = self.final_attn_token_to_image.fold_queries(tokens + token_pe)
-        image, parts = _step(image, image_pe, written_by, keys_values, queries)
-        attended = self.final_attn_token_to_image.merge(parts)
+        image, seen = _step(image, image_pe, written_by, keys_values, queries, dense)
+        attended = self.final_attn_token_to_image.project_image(seen)
         return self.norm_final_attn(tokens + attended), image
 
 
@@ -197,9 +189,15 @@ def _step(
     layer: TwoWayBlock | None,
     keys_values: tuple[Tensor, Tensor, Tensor] | None,
     queries: tuple[Tensor, Tensor],
-) -> tuple[Tensor, PartialAttention]:
-    """Image tokens (P, n, C) attend to a block's tokens, if there are; then queries to them."""
+    dense: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Image tokens attend to a block's tokens, if there are; then queries to them.
+
+    What is added to the image is added in the first step, which has no block's tokens.
+    """
     if not in_tiles(image):
+        if dense is not None:
+            image = image + dense
         if layer is not None and keys_values is not None:
             weight, bias, values = (x.to(image.dtype) for x in keys_values)
             attend = layer.cross_attn_image_to_token.attend_tokens
@@ -212,8 +210,7 @@ def _step(
     if layer is not None and keys_values is not None:
         heads, norm = layer.cross_attn_image_to_token.heads, layer.norm4
         known = two_way_cpu.KeysValues(*keys_values, heads, (norm.weight, norm.bias, norm.eps))
-    image, parts = two_way_cpu.step(image, image_pe, known, queries)
-    return image, PartialAttention(*parts)
+    return two_way_cpu.step(image, image_pe, dense, known, queries)
 
 
 def in_tiles(image: Tensor) -> bool:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anyres.ops import pieces, product_tiles, simd_rows, simd_tiles
-from anyres.ops.pieces import take
-from anyres.ops.product_tiles import SIDE, TILE, tile_product
+from anyres.ops.pieces import finish, take, wait
+from anyres.ops.product_tiles import SIDE, TILE, order, tile_product
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, number, splat, store
 from anyres.ops.simd_rows import larger, largest, total
 from anyres.ops.simd_tiles import (
@@ -41,9 +41,9 @@ class KeysValues(NamedTuple):
     """What image tokens attend to, and the norm after it.
 
     Attributes:
-        weight: (rows, C) in order: scores of a token at its place.
+        weight: (rows, C): scores of a token at its place; within in order.
         bias: (rows).
-        values: (C, rows) in order.
+        values: (rows, C); within (C, rows) in order.
         heads, each: rows are heads x each.
         norm, norm_bias, eps: of the layer norm.
     """
@@ -59,7 +59,7 @@ class KeysValues(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Queries to image tokens: weight (rows, C) in order and bias (rows)."""
+    """Queries to image tokens: weight (rows, C), within in order, and bias (rows)."""
 
     weight: Any
     bias: Floats
@@ -77,6 +77,7 @@ class Space(NamedTuple):
         scores: (R, BLOCK).
         shares: (R, BLOCK), bfloat16.
         pairs: (C / 16, BLOCK / 32, 512), bfloat16: tokens as a second factor.
+        rounded, ordered, biases: (R, C) bfloat16, three of it, and two of R.
     """
 
     palette: Any
@@ -87,6 +88,9 @@ class Space(NamedTuple):
     scores: Floats
     shares: Any
     pairs: Any
+    rounded: Any
+    ordered: Any
+    biases: Floats
 
 
 @_compiled
@@ -229,27 +233,89 @@ def _accumulate(
                     store(values, here, load(values, here) + load(sums, r * SIDE + c))
 
 
+@_compiled
+def _padded(rows: int) -> int:
+    return (rows + SIDE - 1) // SIDE * SIDE
+
+
+@_compiled
+def _in_order(
+    weight: Floats, bias: Floats, channels: int, space: Space, at: int, place: int
+) -> Any:
+    """A weight (rows, C) in order and its bias, rounded up to whole tiles with zeros."""
+    size, padded, rounded = len(weight), _padded(len(bias)), space.rounded
+    for i in range(0, size, LANES):
+        store(rounded, i, load(weight, i))
+    rounded[size : padded * channels] = 0
+    ordered, biases = space.ordered[at : at + padded * channels], space.biases[place:]
+    order(rounded, channels, padded, ordered)
+    biases[: len(bias)] = bias
+    biases[len(bias) : padded] = ZERO
+    return ordered, biases[:padded]
+
+
+@_compiled
+def _ready(given: KeysValues, channels: int, space: Space) -> KeysValues:
+    """What tokens attend to, in order."""
+    rows = len(given.bias)
+    padded, source = _padded(rows), given.values
+    size = padded * channels
+    weight, bias = _in_order(given.weight, given.bias, channels, space, 0, 0)
+    values = space.ordered[size : 2 * size]
+    for r in range(0, padded, 2):
+        for c in range(0, channels, LANES):
+            x = load(source, r * channels + c) if r < rows else splat(ZERO)
+            y = load(source, (r + 1) * channels + c) if r + 1 < rows else splat(ZERO)
+            to = (c // LANES * (padded // SIDE) + r // SIDE) * TILE + r % SIDE // 2 * SIDE
+            store_pairs(values, to, x, y)
+    norm = given.norm, given.norm_bias, given.eps
+    return KeysValues(weight, bias, values, given.heads, given.each, norm[0], norm[1], norm[2])
+
+
 class Answer(NamedTuple):
     """What a step gives.
 
     Attributes:
-        tokens: (n, C), if they attend.
-        maximum: for each band of tokens the largest score of each row of queries, (bands, R); to
-            begin with very low.
-        sums: of exponentials of the scores, less the largest; 0 to begin with.
-        values: of tokens so weighted, (bands, R, C); 0 to begin with.
+        tokens: (n, C), if they change.
+        seen: what each row of queries sees of the tokens, (R, C).
+        maximum: for each band of tokens the largest score of each row, (bands, R).
+        sums: of exponentials of the scores, less the largest, (bands, R).
+        values: of tokens so weighted, (bands, R, C).
     """
 
     tokens: Any
+    seen: Floats
     maximum: Floats
     sums: Floats
     values: Floats
 
 
 @_compiled
+def _join(answer: Answer, rows: int, bands: int, channels: int) -> None:
+    """What is seen of all bands (online softmax)."""
+    seen, maximum, sums, values = answer.seen, answer.maximum, answer.sums, answer.values
+    for row in range(len(seen) // channels):
+        top, total_sum = LEAST, ZERO
+        for band in range(bands):
+            top = max(top, maximum[band * rows + row])
+        for band in range(bands):
+            at = band * rows + row
+            maximum[at] = np.exp(maximum[at] - top)
+            total_sum += sums[at] * maximum[at]
+        for c in range(0, channels, LANES):
+            v = splat(ZERO)
+            for band in range(bands):
+                at = band * rows + row
+                share = splat(maximum[at] / total_sum)
+                v = multiply_add(load(values, at * channels + c), share, v)
+            store(seen, row * channels + c, v)
+
+
+@_compiled
 def _step(
     image: Any,
     places: Any,
+    dense: Any,
     first: int,
     stop: int,
     channels: int,
@@ -263,6 +329,7 @@ def _step(
     values: Floats,
 ) -> None:
     """Tokens from ``first`` up to ``stop``."""
+    maximum[:], sum_of[:], values[:] = LEAST, ZERO, ZERO
     placed, sums, pairs = space.placed, space.sums, space.pairs
     rows = len(queries.bias)
     for start in range(first, stop, BLOCK):
@@ -280,7 +347,11 @@ def _step(
                     store(out, at + i, load(sums, i))
             else:
                 for i in range(0, some * channels, LANES):
-                    store(sums, i, load(image, at + i))
+                    v = load(image, at + i)
+                    if dense is not None:
+                        v = v + load(dense, at + i)
+                        store(out, at + i, v)
+                    store(sums, i, v)
             for i in range(some * channels, SIDE * channels, LANES):
                 store(sums, i, splat(ZERO))
             for i in range(0, some * channels, LANES):
@@ -295,6 +366,7 @@ def step(
     queue: Any,
     image: Any,
     places: Any,
+    dense: Any,
     band: int,
     channels: int,
     keys_values: KeysValues,
@@ -305,9 +377,10 @@ def step(
     """Image tokens attend, if they do; then queries attend to them: bands of a queue.
 
     Args:
-        queue: of ``pieces``.
+        queue: of ``pieces``, with two phases.
         image: tokens (n, channels).
         places: what is added where they are compared.
+        dense: what is added to them, where they do not attend, or None.
         band: how many tokens a band has.
         channels: of a token.
         keys_values: what they attend to; without any, they stay what they are.
@@ -316,9 +389,15 @@ def step(
         answer: where it goes.
     """
     configure(space.palette)
-    tokens, rows = len(places) // channels, len(queries.bias)
+    tokens, rows, last = len(places) // channels, _padded(len(queries.bias)), len(keys_values.bias)
     maximum, sums, values = answer.maximum, answer.sums, answer.values
-    attends = len(keys_values.bias) > 0
+    attends = last > 0
+    attended = _ready(keys_values, channels, space)
+    place = _padded(last)
+    weight, bias = _in_order(
+        queries.weight, queries.bias, channels, space, 2 * place * channels, place
+    )
+    asked = Queries(weight, bias)
     count = (tokens + band - 1) // band
     i = take(queue, count)
     while i >= 0:
@@ -328,8 +407,12 @@ def step(
         )
         first, stop = i * band, min((i + 1) * band, tokens)
         _step(
-            *(image, places, first, stop, channels, attends, keys_values, queries, space),
+            *(image, places, dense, first, stop, channels, attends, attended, asked, space),
             *(answer.tokens, maximum[here], sums[here], values[there]),
         )
+        finish(queue)
         i = take(queue, count)
+    if take(queue, 1, 1) == 0:
+        wait(queue, count)
+        _join(answer, rows, count, channels)
     release()

@@ -75,7 +75,7 @@ def numpy_mask_input(mask_input: Any, frame: Frame) -> npt.NDArray[np.float32]:
     """Check logits (1, h, w) given back to ``Predictor.predict``.
 
     Raises:
-        PromptError: a wrong shape or grid, a binary mask, or not finite.
+        PromptError: a wrong shape or grid, or a binary mask.
     """
     if isinstance(mask_input, Tensor):
         mask_input = mask_input.detach().float().cpu()
@@ -91,10 +91,7 @@ def numpy_mask_input(mask_input: Any, frame: Frame) -> npt.NDArray[np.float32]:
             "such as logits[best][None]"
         )
     _check_grid(array.shape[1:], frame)
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise PromptError("mask_input holds NaN or infinite logits")
-    return array
+    return array.astype(np.float32)
 
 
 def torch_prompts(
@@ -149,7 +146,8 @@ def torch_prompts(
         ("boxes", boxes),
         ("mask_input", mask_input),
     ):
-        if value is not None and not bool(torch.isfinite(value).all()):
+        # The sum first, which is quick, also for the logits of a large mask.
+        if value is not None and not (value.sum().isfinite() or value.isfinite().all()):
             raise PromptError(f"{name} holds NaN or infinite numbers")
     return next(iter(counts.values()), 1)
 
