@@ -17,6 +17,7 @@ Shapes: B pictures, (h, w) token grid, C channels, L = h * w.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import zip_longest
 from typing import Any, TypeVar, cast
 
@@ -110,6 +111,12 @@ class HRSAMEncoder(nn.Module):
         """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
         check_pixels(x, self.config.patch)
         in_parts = runs_in_parts(x) and as_built(self._cut_layers(), x.dtype)
+        work = partial(self._forward, x, in_parts)
+        # A stem's convolutions, and scans that are not compiled, are torch's and want its threads.
+        ours = in_parts and self.config.stem is None and block.scan_runs_compiled(x)
+        return alone(work) if ours else work()
+
+    def _forward(self, x: Tensor, in_parts: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         anchors = [self._shrink(x, in_parts)] if self.config.anchor else []
         tokens, details = self._embed(x, in_parts)
         scales = [tokens, *(self._embed(anchor, in_parts)[0] for anchor in anchors)]

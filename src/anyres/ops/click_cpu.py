@@ -171,7 +171,7 @@ def _planes(
 
 
 def _dense(
-    maps: tuple[click_tiles.Map, ...],
+    maps: Any,
     planes: click_tiles.Planes,
     stages: list[click_tiles.Stage],
     grid_hw: torch.Size,
@@ -180,6 +180,7 @@ def _dense(
     channels = [click_tiles.CHANNELS, *(stage.convolution.outer for stage in stages)]
     bands = min(_BANDS, -(-height * width // _TOKENS))
     step = -(-height // bands)
+    of: Any = tuple(stages)
 
     def work(queue: Any) -> None:
         grids = [
@@ -190,6 +191,6 @@ def _dense(
         lines = max(5 * (4 * width + _LANES) + 512, _SIDE * _SIDE + 512 + 64)
         space = _buffers.flat("lines", torch.float32, lines)
         rows = click_tiles.Rows(simd_tiles.PALETTE, sums, space, *grids)
-        click_tiles.dense(queue, maps, planes, tuple(stages), 4 * height, step, rows)
+        click_tiles.dense(queue, maps, planes, of, 4 * height, step, rows)
 
     share_out(work, bands, phases=2)

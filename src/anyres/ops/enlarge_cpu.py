@@ -25,12 +25,14 @@ def enlarge(
     height, width = out_MHW.shape[1:]
     source, out = numbers(source_Mhw.contiguous()), numbers(out_MHW)
     cells = source_Mhw.shape[1], source_Mhw.shape[2]
-    taps = tuple(enlarge_numba.Taps(*map(numbers, axis)) for axis in (down, across))
+    rows, columns = (enlarge_numba.Taps(*map(numbers, axis)) for axis in (down, across))
     above = None if limit is None else np.float32(limit)
 
     def run(queue: Any) -> None:
-        lines = tuple(_buffers.flat(name, torch.float32, width) for name in ("upper", "lower"))
+        upper, lower = (_buffers.flat(name, torch.float32, width) for name in ("upper", "lower"))
         step = -(-height // _BANDS)
-        enlarge_numba.enlarge(queue, source, cells, step, taps, lines, above, out)
+        enlarge_numba.enlarge(
+            queue, source, cells, step, (rows, columns), (upper, lower), above, out
+        )
 
     share_out(run)

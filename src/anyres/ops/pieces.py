@@ -16,9 +16,8 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from anyres.ops.simd import compiled
-from anyres.ops.threads import FIELDS
 
-# FIELDS of a phase: how many pieces were asked for, taken from the end, from the first, and done.
+FIELDS = 4  # of a phase: pieces that were asked for, taken from the end, from the first on, done
 _X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 

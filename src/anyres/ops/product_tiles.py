@@ -9,8 +9,10 @@ Importing this module imports numba; compiling waits for a call.
 
 from typing import Any
 
+import numpy as np
+
 from anyres.ops import simd_rows, simd_tiles
-from anyres.ops.simd import LANES, Floats, compiled, load, store
+from anyres.ops.simd import LANES, Floats, compiled, load, splat, store
 from anyres.ops.simd_tiles import (
     clear,
     coarse_gelu,
@@ -18,6 +20,7 @@ from anyres.ops.simd_tiles import (
     load_tile,
     multiply,
     release,
+    store_pairs,
     store_tile,
     turn,
 )
@@ -36,6 +39,34 @@ def order(weight: Any, inner: int, outer: int, out: Any) -> None:
         for i in range(0, inner, SIDE):
             turn(weight, o * inner + i, inner, out, to, SIDE)
             to += TILE
+
+
+@_compiled
+def rounded_up(rows: int) -> int:
+    """To whole tiles' rows."""
+    return (rows + SIDE - 1) // SIDE * SIDE
+
+
+@_compiled
+def order_rounded(weight: Floats, inner: int, outer: int, rows: Any, out: Any) -> None:
+    """As ``order`` a float32 weight, zeros added up to whole tiles; ``rows`` is memory for it."""
+    size, count = outer * inner, rounded_up(outer)
+    for i in range(0, size, LANES):
+        store(rows, i, load(weight, i))
+    rows[size : count * inner] = 0
+    order(rows, inner, count, out)
+
+
+@_compiled
+def order_across(weight: Floats, inner: int, outer: int, out: Any) -> None:
+    """As ``order`` a float32 weight (inner, outer), zeros added up to whole tiles."""
+    count, zero = rounded_up(inner), splat(np.float32(0))
+    for i in range(0, count, 2):
+        for o in range(0, outer, LANES):
+            x = load(weight, i * outer + o) if i < inner else zero
+            y = load(weight, (i + 1) * outer + o) if i + 1 < inner else zero
+            to = (o // LANES * (count // SIDE) + i // SIDE) * TILE + i % SIDE // 2 * SIDE
+            store_pairs(out, to, x, y)
 
 
 @_compiled

@@ -21,7 +21,6 @@ from anyres.ops.team import Team
 
 T = TypeVar("T")
 
-FIELDS = 4  # of a phase of work in the queue of ``share_out``
 _here = local()  # .team: that of ``alone``, on the thread that it runs on
 
 
@@ -89,6 +88,8 @@ def share_out(work: Callable[[Any], None], most: int | None = None, phases: int 
         most: how many threads there is something to do for.
         phases: of the work.
     """
+    from anyres.ops.pieces import FIELDS
+
     numbers, caller = np.zeros(FIELDS * phases, np.int64), get_ident()
     team = _team()
     threads = team.threads if team else torch.get_num_threads()

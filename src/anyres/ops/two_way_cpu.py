@@ -83,7 +83,8 @@ def step(
 def _step(given: tuple[Any, ...], answer: kernels.Answer, queue: Any) -> None:
     *_, channels, known, asked = given
     padded = (-(-len(x.bias) // _SIDE) * _SIDE for x in (known, asked))
-    kernels.step(queue, *given, _space(channels, *padded), answer)
+    everything: list[Any] = [queue, *given, _space(channels, *padded), answer]
+    kernels.step(*everything)
 
 
 def _keys_values(keys_values: KeysValues | None, prompt: int) -> kernels.KeysValues:
@@ -91,10 +92,11 @@ def _keys_values(keys_values: KeysValues | None, prompt: int) -> kernels.KeysVal
         nothing = _floats(torch.empty(0))
         return kernels.KeysValues(nothing, nothing, nothing, 0, 0, nothing, nothing, 0.0)
     weight, bias, values, heads, (norm, norm_bias, eps) = keys_values
-    return kernels.KeysValues(
-        *(_floats(x[prompt]) for x in (weight, bias, values)),
-        *(heads, weight.shape[1] // heads, _floats(norm), _floats(norm_bias), eps),
+    weight, bias, values, norm, norm_bias = map(
+        _floats, (weight[prompt], bias[prompt], values[prompt], norm, norm_bias)
     )
+    each = len(bias) // heads
+    return kernels.KeysValues(weight, bias, values, heads, each, norm, norm_bias, eps)
 
 
 def _floats(x: Tensor) -> Any:

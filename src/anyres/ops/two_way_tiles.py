@@ -16,7 +16,14 @@ import numpy as np
 
 from anyres.ops import pieces, product_tiles, simd_rows, simd_tiles
 from anyres.ops.pieces import finish, take, wait
-from anyres.ops.product_tiles import SIDE, TILE, order, tile_product
+from anyres.ops.product_tiles import (
+    SIDE,
+    TILE,
+    order_across,
+    order_rounded,
+    rounded_up,
+    tile_product,
+)
 from anyres.ops.simd import LANES, Floats, compiled, load, multiply_add, number, splat, store
 from anyres.ops.simd_rows import larger, largest, total
 from anyres.ops.simd_tiles import (
@@ -234,42 +241,27 @@ def _accumulate(
 
 
 @_compiled
-def _padded(rows: int) -> int:
-    return (rows + SIDE - 1) // SIDE * SIDE
-
-
-@_compiled
-def _in_order(
-    weight: Floats, bias: Floats, channels: int, space: Space, at: int, place: int
-) -> Any:
-    """A weight (rows, C) in order and its bias, rounded up to whole tiles with zeros."""
-    size, padded, rounded = len(weight), _padded(len(bias)), space.rounded
-    for i in range(0, size, LANES):
-        store(rounded, i, load(weight, i))
-    rounded[size : padded * channels] = 0
-    ordered, biases = space.ordered[at : at + padded * channels], space.biases[place:]
-    order(rounded, channels, padded, ordered)
-    biases[: len(bias)] = bias
-    biases[len(bias) : padded] = ZERO
-    return ordered, biases[:padded]
+def _in_order(given: Queries, channels: int, space: Space, at: int, place: int) -> Queries:
+    """A weight in order and its bias, kept in ``space`` from ``at`` and ``place`` on."""
+    rows = rounded_up(len(given.bias))
+    ordered = space.ordered[at : at + rows * channels]
+    biases = space.biases[place : place + rows]
+    order_rounded(given.weight, channels, len(given.bias), space.rounded, ordered)
+    biases[: len(given.bias)] = given.bias
+    biases[len(given.bias) :] = ZERO
+    return Queries(ordered, biases)
 
 
 @_compiled
 def _ready(given: KeysValues, channels: int, space: Space) -> KeysValues:
     """What tokens attend to, in order."""
-    rows = len(given.bias)
-    padded, source = _padded(rows), given.values
-    size = padded * channels
-    weight, bias = _in_order(given.weight, given.bias, channels, space, 0, 0)
+    size = rounded_up(len(given.bias)) * channels
+    weight, bias = _in_order(Queries(given.weight, given.bias), channels, space, 0, 0)
     values = space.ordered[size : 2 * size]
-    for r in range(0, padded, 2):
-        for c in range(0, channels, LANES):
-            x = load(source, r * channels + c) if r < rows else splat(ZERO)
-            y = load(source, (r + 1) * channels + c) if r + 1 < rows else splat(ZERO)
-            to = (c // LANES * (padded // SIDE) + r // SIDE) * TILE + r % SIDE // 2 * SIDE
-            store_pairs(values, to, x, y)
-    norm = given.norm, given.norm_bias, given.eps
-    return KeysValues(weight, bias, values, given.heads, given.each, norm[0], norm[1], norm[2])
+    order_across(given.values, len(given.bias), channels, values)
+    return KeysValues(
+        weight, bias, values, given.heads, given.each, given.norm, given.norm_bias, given.eps
+    )
 
 
 class Answer(NamedTuple):
@@ -316,23 +308,23 @@ def _step(
     image: Any,
     places: Any,
     dense: Any,
-    first: int,
-    stop: int,
+    number: int,
+    band: int,
     channels: int,
-    attends: bool,
     keys_values: KeysValues,
     queries: Queries,
     space: Space,
-    out: Any,
-    maximum: Floats,
-    sum_of: Floats,
-    values: Floats,
+    answer: Answer,
 ) -> None:
-    """Tokens from ``first`` up to ``stop``."""
+    """The tokens of a band."""
+    rows, attends, out = len(queries.bias), len(keys_values.bias) > 0, answer.tokens
+    here = slice(number * rows, (number + 1) * rows)
+    there = slice(here.start * channels, here.stop * channels)
+    maximum, sum_of, values = answer.maximum[here], answer.sums[here], answer.values[there]
     maximum[:], sum_of[:], values[:] = LEAST, ZERO, ZERO
     placed, sums, pairs = space.placed, space.sums, space.pairs
-    rows = len(queries.bias)
-    for start in range(first, stop, BLOCK):
+    stop = min((number + 1) * band, len(places) // channels)
+    for start in range(number * band, stop, BLOCK):
         count = min(BLOCK, stop - start)
         for t in range(0, count, SIDE):
             some, at = min(SIDE, count - t), (start + t) * channels
@@ -389,30 +381,16 @@ def step(
         answer: where it goes.
     """
     configure(space.palette)
-    tokens, rows, last = len(places) // channels, _padded(len(queries.bias)), len(keys_values.bias)
-    maximum, sums, values = answer.maximum, answer.sums, answer.values
-    attends = last > 0
     attended = _ready(keys_values, channels, space)
-    place = _padded(last)
-    weight, bias = _in_order(
-        queries.weight, queries.bias, channels, space, 2 * place * channels, place
-    )
-    asked = Queries(weight, bias)
-    count = (tokens + band - 1) // band
+    place = rounded_up(len(keys_values.bias))
+    asked = _in_order(queries, channels, space, 2 * place * channels, place)
+    count = (len(places) // channels + band - 1) // band
     i = take(queue, count)
     while i >= 0:
-        here, there = (
-            slice(i * rows, (i + 1) * rows),
-            slice(i * rows * channels, (i + 1) * rows * channels),
-        )
-        first, stop = i * band, min((i + 1) * band, tokens)
-        _step(
-            *(image, places, dense, first, stop, channels, attends, attended, asked, space),
-            *(answer.tokens, maximum[here], sums[here], values[there]),
-        )
+        _step(image, places, dense, i, band, channels, attended, asked, space, answer)
         finish(queue)
         i = take(queue, count)
     if take(queue, 1, 1) == 0:
         wait(queue, count)
-        _join(answer, rows, count, channels)
+        _join(answer, len(asked.bias), count, channels)
     release()

@@ -47,8 +47,10 @@ def ordered(parameters: Sequence[Tensor], eps: float) -> Ordered:
         Layer.of(weight.permute(2, 3, 1, 0).flatten(0, 2).bfloat16(), bias)
         for weight, bias in (parameters[:2], parameters[4:6])
     )
-    norm = *map(_floats, parameters[2:4]), eps
-    layers = upscale_tiles.Layers(first.tiles, first.bias, *norm, second.tiles, second.bias)
+    norm, norm_bias = map(_floats, parameters[2:4])
+    layers = upscale_tiles.Layers(
+        first.tiles, first.bias, norm, norm_bias, eps, second.tiles, second.bias
+    )
     if len(parameters) == 6:
         return Ordered(layers, None)
     layer = convolution(parameters[6], parameters[7], parameters[6].shape[1], 1)
