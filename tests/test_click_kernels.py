@@ -130,3 +130,21 @@ def test_work_is_shared_from_within_alone():
     finally:
         torch.set_num_threads(threads)
     assert (done == 1).all()
+
+
+@tiles
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "part", ["click_maps.to_s8.0", "mask_decoder.output_upscaling.0", "mask_decoder.direct.0",
+             "prompt_encoder.mask_downscaling.6"]
+)  # fmt: skip
+def test_weights_kept_in_order_are_those_of_the_model(models, part):
+    torch.manual_seed(3)
+    model = copy.deepcopy(models[1])
+    ready = model.prepare(model.encode(torch.randn(1, 3, 256, 128)))
+    asked = prompt((1, 1, 16, 8, 2))
+    before = model.decode_all(ready, **asked)[0]
+    model.get_submodule(part).weight.data.mul_(-0.5)  # which torch does not count as a change
+    after = model.decode_all(ready, **asked)[0]
+    assert not torch.equal(after, before)
+    assert torch.equal(after, copy.deepcopy(model).decode_all(ready, **asked)[0])

@@ -178,7 +178,7 @@ def click_times(model: Segmenter, size_hw: tuple[int, int], encoder: float) -> C
 
     for count in (1, CLICKS):
         click(count)
-    single = [_seconds(lambda: click(1)) for _ in range(ROUNDS)]
+    single = [_seconds(lambda: click(1)) for _ in range(CLICKS)]
     logits = None
     inner = [_seconds(partial(click, count)) for count in range(1, CLICKS + 1)]
     return ClickTimes(Timing.of(setting), Timing.of(single), sum(inner) / CLICKS + encoder / CLICKS)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from anyres.models.config import HRSAMConfig
 from anyres.models.hrsam_blocks import Block, CycleScan, as_built, group_size
-from anyres.models.layers import ChannelsLast, FitCache, PatchEmbed, check_pixels, resize_table
+from anyres.models.layers import ChannelsLast, LastMade, PatchEmbed, check_pixels, resize_table
 from anyres.models.stem import ConvStem
 from anyres.ops import block
 from anyres.ops.precision import wide
@@ -68,7 +68,7 @@ class HRSAMEncoder(nn.Module):
         self.pos_embed = (
             nn.Parameter(torch.randn(1, config.table**2 + 1, dim) * 0.02) if config.table else None
         )
-        self._fits = (FitCache(), FitCache())  # the picture's, the anchor's
+        self._fits = LastMade[Tensor](), LastMade[Tensor]()  # the picture's, the anchor's
         self.rope = _Frequencies(dim // config.heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         outs = config.out_blocks
@@ -264,7 +264,7 @@ class HRSAMEncoder(nn.Module):
             return fitted.permute(0, 2, 3, 1).contiguous()
 
         cache = self._fits[max(grid_hw) * self.config.patch == self.config.anchor]
-        return cache(table, grid_hw, fit)
+        return cache([table], grid_hw, lambda tables: fit(tables[0]))
 
 
 def _aside(in_parts: bool, work: Callable[[], T]) -> T:

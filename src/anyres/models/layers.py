@@ -265,14 +265,3 @@ class LastMade(Generic[T]):
             made = make(copies)
         self._last = (key, copies, made)
         return made
-
-
-class FitCache:
-    """The last fit of a table of positions to a grid, so that pictures of one size share it."""
-
-    def __init__(self) -> None:
-        self._fits = LastMade[Tensor]()
-
-    def __call__(self, table: Tensor, grid: Hashable, fit: Callable[[Tensor], Tensor]) -> Tensor:
-        """``fit(table)``, from the last call if that was for the same table and grid."""
-        return self._fits([table], grid, lambda tables: fit(tables[0]))

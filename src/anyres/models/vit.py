@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anyres.models.config import ViTConfig
 from anyres.models.layers import (
-    FitCache,
+    LastMade,
     MLPBlock,
     PatchEmbed,
     check_pixels,
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         if relative:
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
-        self._fits = (FitCache(), FitCache())
+        self._fits = LastMade[Tensor](), LastMade[Tensor]()
         self.adapt(length)
 
     def adapt(self, length: LengthConfig) -> None:
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         columns: Tensor = self.rel_pos_w
         if side != self.side:
             rows, columns = (
-                fits(table, side, lambda table: resize_relative_table(table, side))
+                fits([table], side, lambda tables: resize_relative_table(tables[0], side))
                 for fits, table in zip(self._fits, (rows, columns), strict=True)
             )
         if self.coefficient is None:
@@ -151,7 +151,7 @@ class ImageEncoderViT(nn.Module):
         side = config.image_size // config.patch
         self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.pos_embed: nn.Parameter | None = None
-        self._fit = FitCache()
+        self._fit = LastMade[Tensor]()
         if config.absolute_positions:
             self.pos_embed = nn.Parameter(torch.randn(1, side, side, config.dim) * 0.02)
         self.blocks = nn.ModuleList(
@@ -198,7 +198,7 @@ class ImageEncoderViT(nn.Module):
         # tables, so that a grid a little smaller than trained does not blur the table.
         table: Tensor = self.pos_embed
         if side != table.shape[1]:
-            table = self._fit(table, side, lambda table: _resized(table, side))
+            table = self._fit([table], side, lambda tables: _resized(tables[0], side))
         return tokens_BhwC + table[:, :height, :width]
 
 
