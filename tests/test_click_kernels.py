@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyres.geometry import Frame
+from anyres.models import click_maps
 from anyres.models.build import build
 from anyres.models.presets import preset
 from anyres.ops import block
@@ -148,3 +149,52 @@ def test_weights_kept_in_order_are_those_of_the_model(models, part):
     after = model.decode_all(ready, **asked)[0]
     assert not torch.equal(after, before)
     assert torch.equal(after, copy.deepcopy(model).decode_all(ready, **asked)[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.lists(
+        st.tuples(st.floats(-3, 200, width=32), st.floats(-3, 200, width=32), st.integers(-1, 1)),
+        min_size=1,
+        max_size=40,
+    ),
+)
+def test_what_is_read_at_clicks_is_what_lies_there(grid_hw, clicked):
+    from anyres.ops import click_read
+
+    height, width = 4 * grid_hw[0], 4 * grid_hw[1]
+    xy = torch.tensor([click[:2] for click in clicked])[None]
+    labels = torch.tensor([click[2] for click in clicked])[None]
+    found = np.full(2 * height * width, np.nan, np.float32)
+    flat = xy.flatten().numpy()
+    click_read.bumps(
+        flat,
+        labels[0].numpy(),
+        height,
+        width,
+        click_maps.CLICK_SIGMA,
+        click_maps.CLICK_REACH,
+        found,
+    )
+    expected = click_maps._bumps(xy, labels, (height, width))
+    np.testing.assert_allclose(found, expected.flatten(), rtol=1e-4, atol=1e-7)
+
+    x = torch.randn(1, 32, height, width)
+    lengths = torch.rand(1, 1, height, width)
+    values, scale = click_maps._sample([x, lengths], xy, 4)
+    rows = x[0].permute(1, 2, 0).contiguous().flatten().numpy()
+    source = click_read.Map(rows, 32, height, width, 4, lengths.flatten().numpy())
+    groups = -(-len(clicked) // 16)
+    memory, tiles = np.zeros(32 * 32, np.uint16), np.zeros(groups * 32 * 32, np.uint16)
+    read = np.zeros((len(clicked), 40), np.float32)
+    click_read.features(source, flat, read.ravel(), 8, 40, memory, tiles)
+    np.testing.assert_array_equal(read[:, 8:], (values * scale)[0])
+    assert not read[:, :8].any()
+
+    planes = torch.randn(1, 4, height, width)
+    nearest = np.zeros(4 * len(clicked), np.float32)
+    click_read.colours(planes.flatten().numpy(), height, width, flat, nearest)
+    at = click_maps._sample([planes], xy, 4)[0][0, :, :3]
+    wanted = torch.cat([2 * at, -at.square().sum(-1, True)], -1)
+    np.testing.assert_allclose(nearest.reshape(-1, 4), wanted, rtol=1e-5, atol=1e-6)

@@ -163,11 +163,9 @@ class ClickMaps(nn.Module):
 
         xy, labels = points
         colours, dtype = landmarks.colours, landmarks.maps[0].dtype
-        size_hw = (colours.shape[2], colours.shape[3])
-        features, clicked = self._at_clicks(landmarks, xy)
-        clicks = click_cpu.Clicks(labels.long().contiguous(), features, clicked)
+        xy, labels = xy.float().contiguous(), labels.long().contiguous()
+        clicks = click_cpu.Clicks(xy, labels, CLICK_SIGMA, CLICK_REACH)
         others = click_cpu.Others(
-            _bumps(xy, labels, size_hw),
             _sides_inside(boxes, len(xy), colours),
             None if masks is None else _squashed(masks, colours),
         )
@@ -180,7 +178,7 @@ class ClickMaps(nn.Module):
             self.out_s16,
         )
         parameters = [x for layer in layers for x in weight_and_bias(layer)]
-        sums = click_cpu.run(
+        sums, features = click_cpu.run(
             click_cpu.Picture(landmarks.maps, landmarks.lengths, colours, landmarks.squares),
             clicks,
             self.sharpness.exp().tolist(),
@@ -190,7 +188,7 @@ class ClickMaps(nn.Module):
             own,
         )
         known = (labels >= 0).to(dtype)[..., None]
-        return sums, self.to_token(torch.cat(features, -1).to(dtype)) * known
+        return sums, self.to_token(features.to(dtype)) * known
 
     def _at_clicks(self, landmarks: Landmarks, xy: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features at the clicks, of length 1, (P, N, c) of each map, and colours (P, N, 3)."""

@@ -7,11 +7,11 @@ picture p // (P // B)), N clicks, c channels of a map, (h, w) token grid.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from anyres.ops import click_tiles, grid_tiles, product_tiles, simd_tiles
+from anyres.ops import click_read, click_tiles, grid_tiles, simd_tiles
 from anyres.ops.block_cpu import numbers
 from anyres.ops.buffers import Buffers
 from anyres.ops.grids import convolution, padded, projection
@@ -30,14 +30,16 @@ class Clicks(NamedTuple):
     """The clicks of all prompts.
 
     Attributes:
+        xy: (P, N, 2) XY in pixels of the model input, float32.
         labels: (P, N): 1, 0, or others, which do not count.
-        features: at strides 4, 8 and 16, of length 1, (P, N, c) each, float32.
-        colours: (P, N, 3) float32.
+        sigma: of the bump at a click, in pixels of stride 4.
+        reach: of the bump, likewise.
     """
 
+    xy: Tensor
     labels: Tensor
-    features: Sequence[Tensor]
-    colours: Tensor
+    sigma: float
+    reach: int
 
 
 class Picture(NamedTuple):
@@ -57,12 +59,10 @@ class Others(NamedTuple):
     """What else is stacked.
 
     Attributes:
-        bumps: (P, 2, 4h, 4w) float32.
         inside: rows (P, 4h) and columns (P, 4w) of a box as 1 and others as 0, float32.
         previous: (P, 1, 4h, 4w) float32, or None.
     """
 
-    bumps: Tensor
     inside: tuple[Tensor, Tensor]
     previous: Tensor | None
 
@@ -86,8 +86,10 @@ def run(
     others: Others,
     layers: Layers,
     own: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, ...]:
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """The dense prompts at strides 4, 8 and 16 with maps of the picture added, channels last.
+
+    And features at the clicks, of length 1, (P, N, c + c' + c'') float32.
 
     Args:
         picture: features and colours.
@@ -103,10 +105,13 @@ def run(
         torch.empty((prompts, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last)
         for x in own
     ]
+    row = sum(x.shape[1] for x in picture.maps)
+    features = torch.empty(*clicks.labels.shape, row)
     for prompt in range(prompts):
         b = prompt // (prompts // pictures)
-        maps = _maps(picture, b, clicks, prompt, sharpness)
-        planes = _planes(picture, b, clicks, prompt, others, scales)
+        xy, labels = numbers(clicks.xy[prompt]), clicks.labels[prompt].numpy()
+        maps = _maps(picture, b, xy, sharpness, numbers(features[prompt]), row)
+        planes = _planes(picture, b, clicks, xy, labels, prompt, others, scales)
         stages = [
             click_tiles.Stage(
                 convolve,
@@ -118,53 +123,56 @@ def run(
             for (convolve, project), added, out in zip(layers, own, outs, strict=True)
         ]
         _dense(maps, planes, stages, outs[2].shape[2:])
-    return tuple(outs)
+    return tuple(outs), features
 
 
 def _maps(
-    picture: Picture, b: int, clicks: Clicks, prompt: int, sharpness: list[float]
+    picture: Picture, b: int, xy: Any, sharpness: list[float], features: Any, row: int
 ) -> tuple[click_tiles.Map, ...]:
-    found = []
-    for map_, lengths, features, s in zip(
-        picture.maps, picture.lengths, clicks.features, sharpness, strict=True
+    """What clicks are compared with; features at them are written to ``features``, (N, row)."""
+    found, at = [], 0
+    groups = -(-len(xy) // 2 // _LANES)
+    for i, (map_, lengths, s) in enumerate(
+        zip(picture.maps, picture.lengths, sharpness, strict=True)
     ):
         channels, height, width = map_[b].shape
-        pixels, near = height * width, numbers(torch.empty(2, height, width))
-        x, ordered = numbers(map_[b].permute(1, 2, 0)), _in_order(features[prompt])
-        found.append(click_tiles.Map(x, channels, pixels, numbers(lengths[b]), ordered, s, near))
+        x, scales = numbers(map_[b].permute(1, 2, 0)), numbers(lengths[b])
+        memory = _buffers.flat("clicks", torch.bfloat16, 2 * _LANES * channels)
+        tiles = _buffers.flat(f"tiles {i}", torch.bfloat16, 2 * _LANES * channels * groups)
+        source = click_read.Map(x, channels, height, width, 4 * 2**i, scales)
+        click_read.features(source, xy, features, at, row, memory, tiles)
+        pixels = height * width
+        near = _buffers.flat(f"near {i}", torch.float32, 2 * pixels)
+        found.append(click_tiles.Map(x, channels, pixels, scales, tiles, s, near))
+        at += channels
     return tuple(found)
-
-
-def _in_order(features_Nc: Tensor) -> Any:
-    """Groups of 16 clicks in two bfloat16 each, their sum nearly exact, as tiles."""
-    count, channels = features_Nc.shape
-    groups = F.pad(features_Nc, (0, 0, 0, -count % _LANES)).unflatten(0, (-1, _LANES))
-    upper = groups.bfloat16()
-    both = torch.cat([upper, (groups - upper.float()).bfloat16()], 1).flatten(0, 1)
-    tiles = numbers(torch.empty(both.numel(), dtype=torch.bfloat16))
-    product_tiles.order(numbers(both), channels, len(both), tiles)
-    return tiles
 
 
 def _planes(
     picture: Picture,
     b: int,
     clicks: Clicks,
+    xy: Any,
+    labels: Any,
     prompt: int,
     others: Others,
     scales: tuple[float, float],
 ) -> click_tiles.Planes:
-    colours, previous = clicks.colours[prompt], others.previous
-    nearest = torch.cat([2 * colours, -colours.square().sum(-1, True)], -1)
+    colours, previous = picture.colours[b], others.previous
+    _, height, width = colours.shape
+    nearest = np.empty(2 * len(xy), np.float32)
+    click_read.colours(numbers(colours), height, width, xy, nearest)
+    bumps = _buffers.flat("bumps", torch.float32, 2 * height * width)
+    click_read.bumps(xy, labels, height, width, clicks.sigma, clicks.reach, bumps)
     return click_tiles.Planes(
-        numbers(picture.colours[b]),
+        numbers(colours),
         numbers(picture.squares[b]),
-        numbers(nearest),
-        clicks.labels[prompt].numpy(),
-        numbers(others.bumps[prompt]),
+        nearest,
+        labels,
+        bumps,
         numbers(others.inside[0][prompt]),
         numbers(others.inside[1][prompt]),
-        numbers(others.bumps if previous is None else previous[prompt]),
+        bumps if previous is None else numbers(previous[prompt]),
         previous is not None,
         scales,
     )

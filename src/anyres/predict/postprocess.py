@@ -8,6 +8,7 @@ cells the picture covers: not a whole number in general.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,7 @@ def _axes(logits: Tensor, frame: Frame) -> tuple[_Taps, _Taps]:
     return rows, columns
 
 
+@lru_cache(maxsize=8)
 def _taps(count: int, valid: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each of ``count`` picture pixels along an axis the two cells and their blend.
 
