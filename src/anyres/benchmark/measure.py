@@ -20,6 +20,8 @@ from anyres.predict.predictor import Predictor
 K = TypeVar("K", bound=Hashable)
 
 ROUNDS = 5
+MOST = 3  # times as many of what is brief: ratios of five medians differ by a fifth on a busy host
+BRIEF = 0.5  # seconds
 LONG = 2.0  # seconds; what takes longer is called less often, and not to warm up
 CLICKS = 20
 _SCAN = "cycle_scan"  # of the blocks' module: what runs the kernel
@@ -45,7 +47,9 @@ class Timing:
 
 
 def rounds(seconds: float) -> int:
-    """How often to call what takes so long: five times, three beyond 2 s."""
+    """How often to call what takes so long: 15 times, five from 0.5 s on, three from 2 s on."""
+    if seconds < BRIEF:
+        return MOST * ROUNDS
     return ROUNDS if seconds < LONG else min(ROUNDS, 3)
 
 
@@ -67,7 +71,7 @@ def by_turns(calls: Mapping[K, Callable[[], object]], bounds: Mapping[K, Bound])
     times: dict[K, list[tuple[float, float]]] = {name: [] for name in calls}
     wanted = dict.fromkeys(calls, 1)
     with _watched_scan() as scan_clock:
-        for turn in range(ROUNDS + 1):
+        for turn in range(MOST * ROUNDS + 1):
             for name, call in calls.items():
                 if len(times[name]) == wanted[name]:
                     continue
