@@ -163,9 +163,11 @@ class Turns:
 def test_by_turns():
     calls = []
     named = {name: partial(calls.append, name) for name in "ab"}
-    passes = measure.by_turns(named, {"a": Turns(calls)})
-    assert calls == ["a", "bound", "b"] * (measure.MOST * measure.ROUNDS + 1)
+    passes = measure.by_turns(named, {"a": Turns(calls)}, {"a": partial(calls.append, "less")})
+    assert calls == ["a", "less", "bound", "b"] * (measure.MOST * measure.ROUNDS + 1)
     assert (passes["a"].gemm, passes["b"].gemm, passes["b"].scan) == (7.0, None, None)
+    assert passes["a"].quarter is not None
+    assert passes["b"].quarter is None
     assert Timing.of([3.0, 1.0, 2.0]) == Timing(2.0, 1.0, 3.0)
     assert Timing(2.0, 1.0, 3.0).spread == 0.5
 
@@ -173,7 +175,7 @@ def test_by_turns():
 def test_a_first_call_that_compiles_is_no_measurement(monkeypatch):
     seconds = {"compiles": iter([26.0, 0.5, 0.4, 0.6, 0.5, 0.7]), "slow": iter([9.0, 8.0, 10.0])}
     monkeypatch.setattr(measure, "_seconds", lambda call: next(seconds[call()]))
-    passes = measure.by_turns({name: (lambda name=name: name) for name in seconds}, {})
+    passes = measure.by_turns({name: (lambda name=name: name) for name in seconds}, {}, {})
     assert passes["compiles"].encoder == measure.Timing(0.5, 0.4, 0.7)
     assert passes["slow"].encoder == measure.Timing(9.0, 8.0, 10.0)
 
@@ -181,14 +183,14 @@ def test_a_first_call_that_compiles_is_no_measurement(monkeypatch):
 def test_what_takes_long_is_not_warmed_up(monkeypatch):
     calls = []
     monkeypatch.setattr(measure, "_seconds", lambda call: call() or 5.0)
-    assert measure.by_turns({"a": lambda: calls.append("a")}, {})["a"].encoder.median == 5.0
+    assert measure.by_turns({"a": lambda: calls.append("a")}, {}, {})["a"].encoder.median == 5.0
     assert len(calls) == 3
 
 
 def test_scan_is_a_part_of_the_pass():
     encoder = build_encoder(TINY_HRSAM).eval()
     pixels = torch.randn(1, 3, 64, 64)
-    passes = measure.by_turns({"a": lambda: encoder(pixels)}, {})["a"]
+    passes = measure.by_turns({"a": lambda: encoder(pixels)}, {}, {})["a"]
     assert 0 < passes.scan.median < passes.encoder.median
     assert passes.scan.least <= passes.scan.median <= passes.scan.most
 
@@ -202,7 +204,7 @@ def test_figures():
             cell("hrsam_b", 1024, seconds=1.5, gemm=1.0),
             cell("hrsam_ti", 2048, seconds=1.2, gemm=0.6, scan=Timing(0.3, 0.3, 0.3)),
             cell("hrsam_ti/cycles=1", 2048, seconds=1.0),
-            cell("hrsam_ti", 4096, seconds=4.8, peak_memory=10**9),
+            cell("hrsam_ti", 4096, seconds=4.8, peak_memory=10**9, quarter=Timing(1.6, 1.6, 1.6)),
             cell("default", 1024, clicks=clicks),
         ],
     )
@@ -214,7 +216,7 @@ def test_figures():
         "hrsam_ti / its GEMM bound, 2048²": 2.0,
         "scan kernel / hrsam_ti, 2048²": 0.25,
         "hrsam_ti with 3 cycles / with 1, 2048²": 1.2,
-        "hrsam_ti, 4096² / 2048²": 4.0,
+        "hrsam_ti, 4096² / 2048²": 3.0,  # by that of the same turns
         "hrsam_ti peak memory, 4096²": 1.0,
         "default, one click, 1024²": 20.0,
     }

@@ -55,20 +55,32 @@ def rounds(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Passes:
-    """What the passes of an encoder gave: their times, those within the scan, the GEMM bound."""
+    """What the passes of an encoder gave.
+
+    Attributes:
+        encoder: their times.
+        scan: those within the scan.
+        gemm: the GEMM bound.
+        quarter: times of a quarter of the pixels, each pass of which follows one of all.
+    """
 
     encoder: Timing
     scan: Timing | None
     gemm: float | None
+    quarter: Timing | None
 
 
-def by_turns(calls: Mapping[K, Callable[[], object]], bounds: Mapping[K, Bound]) -> dict[K, Passes]:
-    """Time each call several times, all of them in each round, each followed by its bound.
+def by_turns(
+    calls: Mapping[K, Callable[[], object]],
+    bounds: Mapping[K, Bound],
+    quarters: Mapping[K, Callable[[], object]],
+) -> dict[K, Passes]:
+    """Time each call several times, all in each round, followed by its quarter and its bound.
 
     The first call of each only warms up, unless it takes so long that this does not matter; and
     then too, if the second is twice as fast: kernels are compiled when they are first called.
     """
-    times: dict[K, list[tuple[float, float]]] = {name: [] for name in calls}
+    times: dict[K, list[tuple[float, float, float]]] = {name: [] for name in calls}
     wanted = dict.fromkeys(calls, 1)
     with _watched_scan() as scan_clock:
         for turn in range(MOST * ROUNDS + 1):
@@ -76,7 +88,9 @@ def by_turns(calls: Mapping[K, Callable[[], object]], bounds: Mapping[K, Bound])
                 if len(times[name]) == wanted[name]:
                     continue
                 scan_clock.seconds = 0.0
-                times[name].append((_seconds(call), scan_clock.seconds))
+                seconds = _seconds(call), scan_clock.seconds
+                less = _seconds(quarters[name]) if name in quarters else 0.0
+                times[name].append((*seconds, less))
                 if name in bounds:
                     bounds[name].turn()
                 if turn == 0:
@@ -90,9 +104,11 @@ def by_turns(calls: Mapping[K, Callable[[], object]], bounds: Mapping[K, Bound])
                     wanted[name] = rounds(times[name][0][0])
     passes = {}
     for name, each in times.items():
-        encoder, scan = (Timing.of(column) for column in zip(*each, strict=True))
+        encoder, scan, quarter = (Timing.of(column) for column in zip(*each, strict=True))
         bound = bounds[name].seconds() if name in bounds else None
-        passes[name] = Passes(encoder, scan if scan.most else None, bound)
+        passes[name] = Passes(
+            encoder, scan if scan.most else None, bound, quarter if name in quarters else None
+        )
     return passes
 
 

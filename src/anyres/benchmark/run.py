@@ -30,7 +30,8 @@ class Cell:
     """One model at one size in one precision. Times in seconds, memory in bytes.
 
     ``note`` says why something is missing. ``clicks`` is for models that answer clicks here,
-    ``scan`` for those with a scan.
+    ``scan`` for those with a scan, ``quarter`` for those measured at half the sides before: that
+    size again, by turns with this one.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Cell:
     encoder: measure.Timing | None = None
     gemm: float | None = None
     scan: measure.Timing | None = None
+    quarter: measure.Timing | None = None
     clicks: measure.ClickTimes | None = None
     peak_memory: int | None = None
     note: str = ""
@@ -68,8 +70,15 @@ class Results:
 
     def find(self, model: str, side: int, dtype: str) -> Cell | None:
         """The cell of a square size, if it was measured."""
+        return self._find(model, (side, side), dtype)
+
+    def at(self, subject: Subject, size: Size) -> Cell | None:
+        """A model's cell of a size, if it was measured."""
+        return self._find(subject.name, size, subject.dtype_name)
+
+    def _find(self, model: str, size: Size, dtype: str) -> Cell | None:
         for cell in self.cells:
-            if (cell.model, cell.height, cell.width, cell.dtype) == (model, side, side, dtype):
+            if (cell.model, cell.height, cell.width, cell.dtype) == (model, *size, dtype):
                 return cell
         return None
 
@@ -135,8 +144,14 @@ def _measure_size(
     bounds = {
         subject: measure.gemm_bound(subject, size) for subject in fits if not subject.is_baseline
     }
-    passes = measure.by_turns(calls, bounds)
-    del calls
+    half = size[0] // 2, size[1] // 2
+    quarters = {
+        subject: measure.encode_once(subject, models[subject], half)
+        for subject in bounds
+        if (cell := results.at(subject, half)) is not None and cell.encoder is not None
+    }
+    passes = measure.by_turns(calls, bounds, quarters)
+    del calls, quarters
     cells = []
     for i, subject in enumerate(subjects):
         yield (i + 1) / (len(subjects) + 1), f"{name}: {subject.name} {subject.dtype_name}"
