@@ -21,7 +21,10 @@ from benchmarks.claims.plan import (
     jobs,
 )
 
-FIGURES = ("noc90", "noc95", "iou1", "iou5")
+FIGURES = ("noc90", "noc95", "iou1", "iou5", "iou20")
+HEADS = ("NoC90", "NoC95", "IoU@1", "IoU@5", "IoU@20")
+# What claims are judged by: clicks, and IoU for models that do not get there in 20 of them.
+JUDGED = ("noc90", "noc95", "iou5")
 Key = tuple[str, str, int, str]
 
 
@@ -77,14 +80,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def by_size(results: Results, models: Sequence[str]) -> str:
     """(a) and (b): models at once, twice and four times the teacher's size."""
-    figures = ("noc90", "noc95", "iou1", "spc")
     rows = [
-        [data, model, str(size), *(results.cell((model, data, size, ""), f) for f in figures)]
+        [
+            *(data, model, str(size)),
+            *(results.cell((model, data, size, ""), f) for f in (*FIGURES, "spc")),
+        ]
         for data in (*PHOTOS, SCENES)
         for model in models
         for size in SIZES
     ]
-    return table(("set", "model", "long side", "NoC90", "NoC95", "IoU@1", "SPC, s"), rows)
+    return table(("set", "model", "long side", *HEADS, "SPC, s"), rows)
 
 
 def by_length(results: Results) -> str:
@@ -97,7 +102,7 @@ def by_length(results: Results) -> str:
                 if results.values(key, "noc90"):
                     cells = [results.cell(key, figure) for figure in FIGURES]
                     rows.append([data, f"{size / TRAINED:g}x", name, *cells])
-    return table(("set", "size", "attention", "NoC90", "NoC95", "IoU@1", "IoU@5"), rows)
+    return table(("set", "size", "attention", *HEADS), rows)
 
 
 def by_training(results: Results) -> str:
@@ -107,33 +112,33 @@ def by_training(results: Results) -> str:
         for model in ("teacher", f"on-{name}", "on-all"):
             key = (model, data, TRAINED, "")
             rows.append([data, model, *(results.cell(key, figure) for figure in FIGURES)])
-    return table(("set", "model", "NoC90", "NoC95", "IoU@1", "IoU@5"), rows)
+    return table(("set", "model", *HEADS), rows)
 
 
 def verdicts(results: Results) -> str:
     """Which claims hold: in the mean, and whether every seed says so."""
-    rows = []
+    claims: list[tuple[str, Key, Key]] = []
     for data in (*PHOTOS, SCENES):
         own = ("teacher", data, TRAINED, "")
         for model in ("student", "anchored"):
             for size in SIZES[1:]:
-                for figure in ("noc90", "noc95"):
-                    what = f"{model} at {size} below teacher at {TRAINED}, {data}, {figure}"
-                    rows.append(_verdict(results, what, (model, data, size, ""), own, figure))
+                what = f"{model} at {size} better than teacher at {TRAINED}, {data}"
+                claims.append((what, (model, data, size, ""), own))
         for size in SIZES:
             pair = (("anchored", data, size, ""), ("student", data, size, ""))
-            what = f"HRSAM++ below HRSAM at {size}, {data}, noc90"
-            rows.append(_verdict(results, what, *pair, "noc90"))
+            claims.append((f"HRSAM++ better than HRSAM at {size}, {data}", *pair))
     for data in PHOTOS:
         for size in OTHER_SIZES[2:]:
             plain = ("teacher", data, size, "plain")
             for name in ("scale", "bias", "both"):
-                what = f"{name} below plain at {size}, {data}, noc90"
-                rows.append(_verdict(results, what, ("teacher", data, size, name), plain, "noc90"))
+                what = f"{name} better than plain at {size}, {data}"
+                claims.append((what, ("teacher", data, size, name), plain))
     for name, data in KINDS.items():
         pair = (("on-all", data, TRAINED, ""), (f"on-{name}", data, TRAINED, ""))
-        rows.append(_verdict(results, f"generalist below specialist, {data}", *pair, "noc90"))
-    return table(("claim", "difference", "seeds for it", "holds"), [row for row in rows if row])
+        claims.append((f"generalist better than specialist, {data}", *pair))
+    rows = [_verdict(results, *claim, figure) for claim in claims for figure in JUDGED]
+    heads = ("claim", "figure", "difference", "seeds for it", "holds")
+    return table(heads, [row for row in rows if row])
 
 
 def _verdict(results: Results, what: str, one: Key, other: Key, figure: str) -> list[str]:
@@ -141,15 +146,18 @@ def _verdict(results: Results, what: str, one: Key, other: Key, figure: str) -> 
     pairs = list(zip(first, second, strict=False))
     if not pairs:
         return []
-    differences = [a - b for a, b in pairs]
-    wins = sum(d < 0 for d in differences)
-    mean = statistics.fmean(differences)
-    apart = min(second, default=0) > max(first, default=0)
+    # Fewer clicks are better, more IoU is.
+    sign = 1 if figure.startswith("iou") else -1
+    gains = [sign * (a - b) for a, b in pairs]
+    wins, mean = sum(gain > 0 for gain in gains), statistics.fmean(gains)
+    worst = min(sign * a for a in first)
+    apart = worst > max(sign * b for b in second)
     if apart and len(pairs) == len(SEEDS):
         holds = "yes, beyond the spread"
     else:
-        holds = "yes" if mean < 0 and wins == len(pairs) else ("in the mean" if mean < 0 else "no")
-    return [what, f"{mean:+.2f}", f"{wins} of {len(pairs)}", holds]
+        holds = "yes" if wins == len(pairs) else ("in the mean" if mean > 0 else "no")
+    digits = 3 if sign > 0 else 2
+    return [what, figure, f"{sign * mean:+.{digits}f}", f"{wins} of {len(pairs)}", holds]
 
 
 def page(out: Path) -> str:
