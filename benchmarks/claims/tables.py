@@ -157,7 +157,7 @@ def _verdict(results: Results, what: str, one: Key, other: Key, figure: str) -> 
     else:
         holds = "yes" if wins == len(pairs) else ("in the mean" if mean > 0 else "no")
     digits = 3 if sign > 0 else 2
-    return [what, figure, f"{sign * mean:+.{digits}f}", f"{wins} of {len(pairs)}", holds]
+    return [what, figure, f"{sign * mean + 0.0:+.{digits}f}", f"{wins} of {len(pairs)}", holds]
 
 
 def page(out: Path) -> str:
