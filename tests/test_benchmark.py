@@ -274,16 +274,17 @@ def test_command(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure, "CLICKS", 2)
     out, png = tmp_path / "b.json", tmp_path / "b.png"
-    words = ["benchmark", "--models", "hrsam_xs", "--sizes", "128,96x128"]
+    words = ["benchmark", "--models", "hrsam_xs", "--sizes", "64,128,96x128"]
     result = CliRunner().invoke(app, [*words, "--json", str(out), "--plot", str(png)])
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
     assert report["complete"] is True
-    assert [(c["height"], c["width"]) for c in report["cells"]] == [(96, 128), (128, 128)]
+    assert [(c["height"], c["width"]) for c in report["cells"]] == [(64, 64), (96, 128), (128, 128)]
     first = report["cells"][0]
     assert first["gemm"] > 0
     assert first["clicks"]["click"]["median"] > 0
     assert first["scan"]["median"] < first["encoder"]["median"]
+    assert [c["quarter"] is not None for c in report["cells"]] == [False, False, True]
     assert {f["name"] for f in report["figures"]} >= {"hrsam_ti peak memory, 4096²"}
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "hrsam_xs" in result.output

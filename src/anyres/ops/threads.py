@@ -111,9 +111,10 @@ def alone(work: Callable[[], T]) -> T:
     threads = torch.get_num_threads()
     if threads == 1:
         return work()
-    _here.team = team = Team(threads)
-    torch.set_num_threads(1)
-    try:
+    team = Team(threads)
+    try:  # at once: threads that nobody lets go would keep the process from ending
+        _here.team = team
+        torch.set_num_threads(1)
         with torch.no_grad():
             return work()
     finally:
