@@ -92,4 +92,6 @@ def test_models_that_cannot_be():
     with pytest.raises(InputError, match=r"pixel_std is \(1\.0, 0\.0, 1\.0\)"):
         replace(XS, pixel_std=(1.0, 0.0, 1.0))
     with pytest.raises(InputError, match="needs an encoder with maps at strides 4 and 8"):
-        replace(preset("sam_ti"), decoder=XS.decoder)
+        replace(XS, encoder=replace(XS.encoder, stem=None))
+    with pytest.raises(InputError, match="a stem has positive widths and patch 16"):
+        replace(preset("sam_ti").encoder, patch=8)

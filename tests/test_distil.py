@@ -197,10 +197,34 @@ def test_a_student_has_the_teachers_prompt_side(teacher, teacher_file, tmp_path)
     pixels = torch.zeros(1, 3, SIZE, SIZE)
     embeddings = [model.encode(pixels).embedding for model in (student, teacher)]
     assert embeddings[0].shape == embeddings[1].shape
-    with pytest.raises(InputError, match="reads details of its own encoder"):
-        student_of(preset("hrsam_ti"), random_model("default"))
+    with pytest.raises(InputError, match="mobile_sam has no stem to make the like"):
+        student_of(preset("mobile_sam"), teacher)
     with pytest.raises(InputError, match="needs a teacher"):
         TrainConfig(task="distil")
+
+
+def test_a_student_has_the_teachers_stem(teacher):
+    pixels = torch.randn(1, 3, SIZE, SIZE)
+    for name in ("hrsam_xs", "hrsam_s"):  # as wide as the teacher, and wider
+        student = student_of(preset(name), teacher)
+        mine, theirs = (model.encode(pixels).details for model in (student, teacher))
+        assert all(map(torch.equal, mine, theirs))
+
+
+def test_a_student_of_the_embedded_model_has_a_stem_of_its_own():
+    teacher = random_model("default", SIZE)
+    student = student_of(preset("hrsam_ti"), teacher, 2 * SIZE)
+    assert (student.config.image_size, teacher.config.image_size) == (2 * SIZE, SIZE)
+    pixels = torch.randn(1, 3, SIZE, SIZE)
+    mine, theirs = (model.encode(pixels).details for model in (student, teacher))
+    assert [x.shape for x in mine] == [x.shape for x in theirs]
+    assert student.click_maps is not None
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(
+            student.click_maps.parameters(), teacher.click_maps.parameters(), strict=True
+        )
+    )
 
 
 def test_the_loss_is_the_mean_squared_error(pictures, teacher, teacher_file, tmp_path):

@@ -1,6 +1,7 @@
 """Training: losses against known numbers, the optimiser, and a run that is stopped and resumed."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from anyres.train.batches import Batch, batches
 from anyres.train.config import TrainConfig, load_config
 from anyres.train.interaction import Annotator, Targets
 from anyres.train.interactive import interactive_loss
+from anyres.train.loading import _calm
 from anyres.train.loop import train
 from anyres.train.losses import dice, mask_iou, normalized_focal
 from anyres.train.muon import Muon, orthogonalize
@@ -241,17 +243,40 @@ def test_a_changed_setting_counts_when_a_run_goes_on(discs):
     assert groups[0]["lr"] == pytest.approx(0.1 * rate(1, TINY))
 
 
+def _report_signals(pipe):
+    _calm(0)
+    pipe.send("ready")
+    while True:
+        pipe.send(pipe.recv())
+
+
+def test_a_worker_ends_at_the_second_signal():
+    near, far = multiprocessing.Pipe()
+    worker = multiprocessing.Process(target=_report_signals, args=(far,), daemon=True)
+    worker.start()
+    assert near.recv() == "ready"
+    os.kill(worker.pid, signal.SIGTERM)
+    near.send("still there")
+    assert near.recv() == "still there"
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGTERM
+
+
 def test_stops_on_sigterm_with_a_checkpoint(discs, tmp_path):
     code = textwrap.dedent(f"""
-        import os, signal
+        import multiprocessing, os, signal
         from dataclasses import replace
         from pathlib import Path
         from anyres.train.config import TrainConfig
         from anyres.train.loop import train
         config = TrainConfig(steps=50, rounds=((64, 1),), objects=1, workers=1, threads=1)
         def report(step, record):
-            if step == 2:  # to the process that makes samples, too, as torchrun does
-                os.killpg(0, signal.SIGTERM)
+            if step == 2:
+                workers = multiprocessing.active_children()
+                assert len(workers) == 1
+                os.kill(workers[0].pid, signal.SIGTERM)  # as systemd does
+                os.killpg(0, signal.SIGTERM)  # as torchrun does
         print(train(config, Path({str(discs)!r}), Path({str(tmp_path)!r}), report))
     """)
     command = [sys.executable, "-c", code]

@@ -1,10 +1,12 @@
 """What is trained and what is scored, as jobs that need each other.
 
-All models of a seed stem from one teacher: SAM's encoder with global attention (`sam_ti`), trained
-from random weights at TRAINED pixels on the usual mix.
+All models of a seed stem from one teacher: SAM's encoder with global attention (`sam_ti`), which
+never sees more than TRAINED pixels. It learns the embeddings of the model that ships, then clicks:
+from random weights so few steps leave a teacher that is not worth distilling.
 
-(a) a student with HRSAM's encoder is distilled from it, then fine-tuned with clicks on larger
-    crops, and scored at once, twice and four times the teacher's size;
+(a) a student with HRSAM's encoder (`hrsam_xs`, whose windows and scans are in proportion to the
+    size) is distilled from it, then fine-tuned with clicks on larger crops, and scored at once,
+    twice and four times the teacher's size;
 (b) the same student with the anchor of HRSAM++;
 (c) the teacher itself at other sizes, zero-shot, with each part of BA-SAM on and off;
 (d) the teacher fine-tuned on four sets at once against four fine-tuned on one of them each.
@@ -59,6 +61,7 @@ class Training:
         steps: optimiser steps at full scale.
         settings: further settings, as after ``--set``.
         start: setting that takes the weights of another training, and its name.
+        keeps: it keeps a teacher's embeddings beside the models.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Training:
     steps: int
     settings: dict[str, str]
     start: tuple[str, str] | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,31 +98,31 @@ def trainings(seed: int) -> Iterator[Training]:
     """The models of (a), (b) and (c), each after what it stems from."""
     seeded = {"seed": str(seed)}
     teacher = f"teacher-{seed}"
+    lessons = {**seeded, "rounds": f"[[{TRAINED}, 12]]"}
+    yield Training(
+        f"teacher-distilled-{seed}",
+        "distil",
+        400,
+        {**lessons, "model": "'sam_ti'", "image_size": str(TRAINED), "teacher": "'default'"},
+        keeps=True,
+    )
+    # The rates of new weights: its stem means nothing to the decoder yet.
     yield Training(
         teacher,
         "scratch",
-        1200,
-        {
-            **seeded,
-            "model": "'sam_ti'",
-            "image_size": str(TRAINED),
-            "rounds": f"[[{TRAINED}, 6]]",
-            "pasted": "0.3",
-        },
+        400,
+        {**seeded, "rounds": f"[[{TRAINED}, 6]]"},
+        ("start", f"teacher-distilled-{seed}"),
     )
-    for kind, model in (("student", "hrsam_ti"), ("anchored", "hrsam_pp_ti")):
+    for kind, model in (("student", "hrsam_xs"), ("anchored", "hrsam_pp_xs")):
         distilled = f"{kind}-distilled-{seed}"
-        yield Training(
-            distilled,
-            "distil",
-            500,
-            {**seeded, "model": f"'{model}'"},
-            ("teacher", teacher),
-        )
+        # All of the encoder but the stem (patch_embed), which is the teacher's.
+        others = {"model": f"'{model}'", "train": "['image_encoder.[!p]*']"}
+        yield Training(distilled, "distil", 300, lessons | others, ("teacher", teacher), keeps=True)
         yield Training(
             f"{kind}-{seed}",
             "interactive",
-            500,
+            300,
             {**seeded, "rounds": f"[[{2 * TRAINED}, 2], [{TRAINED}, 6]]"},
             ("start", distilled),
         )
@@ -134,7 +138,7 @@ def specialists(seed: int) -> Iterator[Training]:
         yield Training(
             f"on-{name}-{seed}",
             "generalist",
-            300,
+            200,
             {**seeded, "rounds": f"[[{TRAINED}, 6]]", "sampling": shares},
             ("start", teacher),
         )
@@ -148,11 +152,13 @@ def scores(seed: int) -> Iterator[Score]:
                 yield _score(f"{kind}-{seed}", data, size)
     for data in PHOTOS:
         for size in OTHER_SIZES:
-            for name, length in LENGTHS.items():
+            # At the size of training every part is as good as none.
+            lengths = LENGTHS if size != TRAINED else {"plain": LENGTHS["plain"]}
+            for name, length in lengths.items():
                 yield _score(f"teacher-{seed}", data, size, name, length)
-        for size in SIZES[1:]:
-            for name, length in VARIANTS.items():
-                yield _score(f"teacher-{seed}", data, size, name, length)
+    for size in SIZES[1:]:
+        for name, length in VARIANTS.items():
+            yield _score(f"teacher-{seed}", PHOTOS[0], size, name, length)
 
 
 def special_scores(seed: int) -> Iterator[Score]:

@@ -67,6 +67,8 @@ class Workshop:
         folder = self.out / job.name
         steps = max(2, round(job.steps * self.scale))
         settings = {**job.settings, "steps": str(steps)}
+        if job.keeps:
+            settings["cache"] = f"'{self.out / 'embeddings'}'"
         if job.start is not None:
             key, source = job.start
             settings[key] = f"'{self.weights(source)}'"

@@ -100,7 +100,7 @@ def _hrsam(found: Products, config: HRSAMConfig, grid_hw: tuple[int, int]) -> No
         _linear(found, tokens, dim * len(grids), config.neck)
 
 
-def _embedding(found: Products, config: HRSAMConfig, tokens: int) -> None:
+def _embedding(found: Products, config: HRSAMConfig | ViTConfig, tokens: int) -> None:
     if config.stem is None:
         _linear(found, tokens, 3 * config.patch**2, config.dim)
         return
@@ -127,7 +127,7 @@ def _real_tokens(plan: WindowPlan) -> Counter[int]:
 
 def _vit(found: Products, config: ViTConfig, grid_hw: tuple[int, int]) -> None:
     dim, tokens, heads = config.dim, math.prod(grid_hw), config.heads
-    _linear(found, tokens, 3 * config.patch**2, dim)
+    _embedding(found, config, tokens)
     for i in range(config.blocks):
         side = 0 if i in config.global_blocks else config.window
         plan = window_plan(grid_hw, side, shifted=False) if side else None

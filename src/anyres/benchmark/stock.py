@@ -27,7 +27,7 @@ def bytes_needed(config: ViTConfig, size_hw: tuple[int, int]) -> int:
 
 def encode(encoder: ImageEncoderViT, pixels: Tensor) -> Tensor:
     """The embedding (B, neck, h, w) of pixels (B, 3, H, W), as ``encoder`` gives it, but slowly."""
-    tokens = encoder._add_positions(encoder.patch_embed(pixels))
+    tokens, _ = encoder._embed(pixels)
     for block in cast("list[Block]", encoder.blocks):
         tokens = tokens + _windowed(block.attn, block.norm1(tokens))
         tokens = tokens + block.mlp(block.norm2(tokens))

@@ -7,7 +7,7 @@ constructed: ``InputError`` says what contradicts what.
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from anyres.errors import InputError, WeightsError
 from anyres.models.typed import build_typed
@@ -26,6 +26,7 @@ class ViTConfig:
 
     ``image_size`` is the side in pixels of the square that the tables of positions are learned on.
     ``length`` says how global attention adapts to other sizes (BA-SAM).
+    ``stem`` replaces the patch embedding by convolutions, as in ``HRSAMConfig``.
     """
 
     dim: int = 768
@@ -40,10 +41,11 @@ class ViTConfig:
     absolute_positions: bool = True
     relative_positions: bool = True
     length: LengthConfig = field(default_factory=LengthConfig)
-    detail_channels: ClassVar[None] = None
+    stem: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self, zero=("window",))
+        _check_stem(self)
         _check(
             self.relative_positions or self.length.bias != "coefficient",
             "length.bias 'coefficient' multiplies relative positions, which this encoder has not",
@@ -52,6 +54,11 @@ class ViTConfig:
             self.dim % self.heads == 0,
             f"the encoder's {self.dim} channels do not divide by its {self.heads} heads",
         )
+
+    @property
+    def detail_channels(self) -> tuple[int, int] | None:
+        """Channels of the maps at strides 4 and 8 beside the embedding; None without a stem."""
+        return None if self.stem is None else self.stem[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +112,7 @@ class HRSAMConfig:
             bool(outs) and set(outs) <= set(range(self.blocks)) and len(set(outs)) == len(outs),
             f"out_blocks {outs} are not one or more of its {self.blocks} blocks, each once",
         )
-        _check(
-            self.stem is None or (self.patch == STEM_STRIDE and min(self.stem) > 0),
-            f"a stem has positive widths and patch {STEM_STRIDE}, not {self.stem} and {self.patch}",
-        )
+        _check_stem(self)
 
     @property
     def detail_channels(self) -> tuple[int, int] | None:
@@ -261,7 +265,7 @@ class ModelConfig:
         _check(
             not decoder.details or encoder.detail_channels is not None,
             "decoder.details needs an encoder with maps at strides 4 and 8: set encoder.stem "
-            "(HRSAM), or take a TinyViT of three or four stages",
+            "(ViT, HRSAM), or take a TinyViT of three or four stages",
         )
         _check(
             self.image_size % encoder.patch == 0,
@@ -307,6 +311,14 @@ def _check_sizes(config: Any, zero: tuple[str, ...] = ()) -> None:
             not isinstance(value, int) or isinstance(value, bool) or value >= least,
             f"{type(config).__name__}.{each.name} is {value}; it must be at least {least}",
         )
+
+
+def _check_stem(config: ViTConfig | HRSAMConfig) -> None:
+    stem, patch = config.stem, config.patch
+    _check(
+        stem is None or (patch == STEM_STRIDE and min(stem) > 0),
+        f"a stem has positive widths and patch {STEM_STRIDE}, not {stem} and {patch}",
+    )
 
 
 def _check(holds: bool, message: str) -> None:

@@ -30,6 +30,31 @@ def _hrsam(name: str, dim: int, heads: int, anchor: int = 0) -> ModelConfig:
     )
 
 
+def _small_hrsam(name: str, anchor: int = 0) -> ModelConfig:
+    encoder = HRSAMConfig(
+        dim=192,
+        blocks=6,
+        heads=3,
+        window=8,
+        state=16,
+        cycles=2,
+        out_blocks=(2, 5),
+        neck=128,
+        mlp_ratio=3.0,
+        table=0,
+        stem=(24, 48, 96),
+        anchor=anchor,
+    )
+    return ModelConfig(
+        name=name,
+        encoder=encoder,
+        decoder=_LIGHT,
+        image_size=512,
+        pad="patch",
+        native_limit=2048,
+    )
+
+
 # The embedded model: see docs/decisions for what was tried.
 DEFAULT = ModelConfig(
     name="default",
@@ -43,26 +68,8 @@ PRESETS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
         DEFAULT,
-        ModelConfig(
-            name="hrsam_xs",
-            encoder=HRSAMConfig(
-                dim=192,
-                blocks=6,
-                heads=3,
-                window=8,
-                state=16,
-                cycles=2,
-                out_blocks=(2, 5),
-                neck=128,
-                mlp_ratio=3.0,
-                table=0,
-                stem=(24, 48, 96),
-            ),
-            decoder=_LIGHT,
-            image_size=512,
-            pad="patch",
-            native_limit=2048,
-        ),
+        _small_hrsam("hrsam_xs"),
+        _small_hrsam("hrsam_pp_xs", anchor=128),
         _hrsam("hrsam_ti", 192, 3),
         _hrsam("hrsam_s", 384, 6),
         _hrsam("hrsam_b", 768, 12),
@@ -71,8 +78,10 @@ PRESETS: dict[str, ModelConfig] = {
         _hrsam("hrsam_pp_b", 768, 12, anchor=256),
         ModelConfig(
             name="sam_ti",
-            encoder=ViTConfig(dim=192, heads=3, neck=128, window=8, image_size=512),
-            decoder=DecoderConfig(dim=128, heads=4, mlp=512, iou_hidden=128),
+            encoder=ViTConfig(
+                dim=192, heads=3, neck=128, window=8, image_size=512, stem=(24, 48, 96)
+            ),
+            decoder=_LIGHT,
             image_size=512,
         ),
         _sam("sam_vit_b"),

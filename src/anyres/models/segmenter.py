@@ -7,6 +7,7 @@ Shapes: B pictures, P prompts, N points, M masks, C channels, (H, W) model input
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from anyres.models.config import ModelConfig
 from anyres.models.hrsam import HRSAMEncoder
 from anyres.models.mask_decoder import MaskDecoder
 from anyres.models.prompt_encoder import PromptEncoder
-from anyres.models.tiny_vit import TinyViT
 from anyres.ops import block
 from anyres.ops.threads import alone, runs_in_parts
 
@@ -134,9 +134,9 @@ class Segmenter(nn.Module):
             InputError: another shape, or H or W is no multiple of the patch.
         """
         encoder = self.image_encoder
-        if not (self.config.decoder.details and isinstance(encoder, HRSAMEncoder | TinyViT)):
+        if not self.config.decoder.details:
             return Features(encoder(pixels.to(self.dtype)))
-        embedding, details = encoder.forward_features(pixels.to(self.dtype))
+        embedding, details = cast(Any, encoder).forward_features(pixels.to(self.dtype))
         return Features(embedding, details, F.avg_pool2d(pixels, 4))
 
     def prepare(self, features: Features) -> Prepared:

@@ -5,7 +5,7 @@ tables learned on a square grid. For another grid both axes of a table are resiz
 the long side, then the table is cropped: a rectangle's tokens get the positions they would have
 inside the padded square. Global attention adapts to the number of tokens (BA-SAM, ``ops.length``);
 at the training length the encoder is SAM's, bit for bit. Parameter names are those of the official
-state dicts.
+state dicts. With a stem (``models.stem``), which SAM has not, finer maps are kept for the decoder.
 
 Shapes: B pictures, (h, w) token grid, C channels.
 """
@@ -25,6 +25,7 @@ from anyres.models.layers import (
     neck,
     resize_table,
 )
+from anyres.models.stem import ConvStem
 from anyres.ops.attention import (
     RelativeTables,
     global_attention,
@@ -149,7 +150,11 @@ class ImageEncoderViT(nn.Module):
         self.config = config
         self.img_size = config.image_size
         side = config.image_size // config.patch
-        self.patch_embed = PatchEmbed(config.patch, config.dim)
+        self.patch_embed: nn.Module
+        if config.stem is None:
+            self.patch_embed = PatchEmbed(config.patch, config.dim)
+        else:
+            self.patch_embed = ConvStem(config.stem, config.dim)
         self.pos_embed: nn.Parameter | None = None
         self._fit = LastMade[Tensor]()
         if config.absolute_positions:
@@ -171,12 +176,15 @@ class ImageEncoderViT(nn.Module):
         Raises:
             InputError: another shape.
         """
+        return self.forward_features(x)[0]
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The embedding, and the stem's maps at strides 4 and 8 (none without a stem)."""
         check_pixels(x, self.config.patch)
-        tokens = self._add_positions(self.patch_embed(x))
+        tokens, details = self._embed(x)
         for block in self.blocks:
             tokens = block(tokens)
-        embedding: Tensor = self.neck(tokens.permute(0, 3, 1, 2))
-        return embedding
+        return self.neck(tokens.permute(0, 3, 1, 2)), details
 
     def adapt(self, length: LengthConfig) -> None:
         """Adapt to other grids in another way; parameters of the former way are dropped.
@@ -188,6 +196,13 @@ class ImageEncoderViT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.adapt(length)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens with positions (B, h, w, C), and the stem's maps."""
+        if self.config.stem is None:
+            return self._add_positions(self.patch_embed(x)), ()
+        tokens, details = self.patch_embed(x)
+        return self._add_positions(tokens), details
 
     def _add_positions(self, tokens_BhwC: Tensor) -> Tensor:
         if self.pos_embed is None:

@@ -113,7 +113,11 @@ def _vit(config: ViTConfig, grid_hw: tuple[int, int]) -> float:
     side = config.image_size // config.patch
     resized = config.absolute_positions and max(grid_hw) != side
     table = tokens + side**2 if resized else 0  # kept, with what it was made of
-    return config.dim * (most * tokens + table)
+    blocks = config.dim * (most * tokens + table)
+    if config.stem is None:
+        return blocks
+    half, quarter, eighth = config.stem
+    return max(blocks + tokens * (16 * quarter + 4 * eighth), 2 * 64 * tokens * half)
 
 
 def _in_parts(config: EncoderConfig, dtype: torch.dtype, device: torch.device) -> bool:

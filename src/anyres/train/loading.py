@@ -88,14 +88,15 @@ def made_ahead(
 
 
 def _calm(_: int) -> None:
-    """Keep a worker on one thread, and out of the reach of signals that go to all of a group.
+    """Keep a worker on one thread, and working when the run is asked to stop.
 
-    Ctrl-C and ``torchrun`` send them so. They are for the run, which then takes its last step and
-    ends its workers. A worker is not deaf instead: Python ends those left with a SIGTERM, and
-    would wait for them for ever.
+    Ctrl-C and ``torchrun`` tell all of a group, systemd and containers each process. It is for the
+    run, which then takes its last step and ends its workers. They are not deaf to it: Python ends
+    those left with a SIGTERM of its own, and would wait for them for ever.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The first is the run's; the second ends the worker.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

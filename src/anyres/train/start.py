@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from anyres.errors import InputError, WeightsError
 from anyres.models import parts
 from anyres.models.basam import adapt
 from anyres.models.build import build
-from anyres.models.config import ModelConfig, ViTConfig
+from anyres.models.config import ModelConfig, TinyViTConfig, ViTConfig
 from anyres.models.presets import PRESETS, preset, resized
 from anyres.models.segmenter import Segmenter
+from anyres.models.stem import ConvStem
 from anyres.predict.assets import EMBEDDED
 from anyres.predict.load import read_model
 from anyres.train.config import NEW, TrainConfig
@@ -42,7 +44,8 @@ def find_start(config: TrainConfig) -> Start:
         WeightsError: the weights to start from are missing, damaged, or another model's.
     """
     if config.task == "distil":
-        return Start(student_of(_config(config), read_named(config.teacher)))
+        wanted = preset(config.model or NEW)
+        return Start(student_of(wanted, read_named(config.teacher), config.image_size))
     if not config.start:
         model = build(_config(config))
         if config.encoder:
@@ -98,36 +101,57 @@ def lend_encoder(model: Segmenter, name: str) -> None:
     model.trained_on = lender.trained_on or {Path(name).name: []}
 
 
-def student_of(config: ModelConfig, teacher: Segmenter) -> Segmenter:
+def student_of(config: ModelConfig, teacher: Segmenter, image_size: int = 0) -> Segmenter:
     """A new encoder beside a teacher's prompt encoder and decoder.
 
-    Its embedding has the teacher's channels, so that they can read it.
+    Its embedding has the teacher's channels, so that they can read it. Where they also read finer
+    maps of the encoder, the student has a stem that makes such maps: the teacher's stem if that has
+    one. Otherwise (TinyViT) the stem is new, its maps mean nothing to the decoder before both are
+    fine-tuned.
 
     Args:
         config: of the student; of it only the encoder and the padding count.
         teacher: left as it was.
+        image_size: long side in pixels that the student is for; 0 is the teacher's.
 
     Raises:
-        InputError: the teacher's decoder reads more of a picture than its embedding.
+        InputError: the decoder reads finer maps, and the student's encoder can have no stem.
     """
     theirs = teacher.config
-    if theirs.decoder.details:
-        raise InputError(
-            f"the decoder of the teacher {theirs.name} reads details of its own encoder, which no "
-            "student has: distil from a model without decoder.details, such as SAM"
-        )
+    encoder = replace(config.encoder, neck=theirs.decoder.dim)
+    details = theirs.encoder.detail_channels if theirs.decoder.details else None
+    if details is not None and details != encoder.detail_channels:
+        if isinstance(encoder, TinyViTConfig):
+            raise InputError(
+                f"the decoder of the teacher {theirs.name} reads finer maps of its encoder, and "
+                f"{config.name} has no stem to make the like: take an HRSAM or a SAM as student, "
+                "or a teacher without decoder.details, such as SAM"
+            )
+        stem = None if isinstance(theirs.encoder, TinyViTConfig) else theirs.encoder.stem
+        encoder = replace(encoder, stem=stem or (details[0] // 2, *details))
     own = replace(
-        resized(config, theirs.image_size),
-        encoder=replace(config.encoder, neck=theirs.decoder.dim),
+        config,
+        encoder=encoder,
         decoder=theirs.decoder,
         bgr=theirs.bgr,
         pixel_mean=theirs.pixel_mean,
         pixel_std=theirs.pixel_std,
     )
-    student = build(own)
-    for part in ("prompt_encoder", "mask_decoder"):
-        getattr(student, part).load_state_dict(getattr(teacher, part).state_dict())
+    student = build(resized(own, image_size or theirs.image_size))
+    for part in ("prompt_encoder", "mask_decoder", "click_maps"):
+        if getattr(teacher, part) is not None:
+            getattr(student, part).load_state_dict(getattr(teacher, part).state_dict())
+    _lend_stem(student.image_encoder.patch_embed, teacher.image_encoder.patch_embed)
     return student
+
+
+def _lend_stem(student: Any, teacher: Any) -> None:
+    """Make the finer maps of one stem those of another; its last layer may be of another width."""
+    if not isinstance(student, ConvStem) or not isinstance(teacher, ConvStem):
+        return
+    own = student.state_dict()
+    same = {key: x for key, x in teacher.state_dict().items() if x.shape == own[key].shape}
+    student.load_state_dict(own | same)
 
 
 def _config(config: TrainConfig) -> ModelConfig:
