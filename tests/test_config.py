@@ -94,4 +94,4 @@ def test_models_that_cannot_be():
     with pytest.raises(InputError, match="needs an encoder with maps at strides 4 and 8"):
         replace(XS, encoder=replace(XS.encoder, stem=None))
     with pytest.raises(InputError, match="a stem has positive widths and patch 16"):
-        replace(preset("sam_ti").encoder, patch=8)
+        replace(preset("sam_xs").encoder, patch=8)

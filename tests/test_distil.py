@@ -198,12 +198,13 @@ def test_a_student_has_the_teachers_prompt_side(teacher, teacher_file, tmp_path)
     embeddings = [model.encode(pixels).embedding for model in (student, teacher)]
     assert embeddings[0].shape == embeddings[1].shape
     with pytest.raises(InputError, match="mobile_sam has no stem to make the like"):
-        student_of(preset("mobile_sam"), teacher)
+        student_of(preset("mobile_sam"), random_model("sam_xs", SIZE))
     with pytest.raises(InputError, match="needs a teacher"):
         TrainConfig(task="distil")
 
 
-def test_a_student_has_the_teachers_stem(teacher):
+def test_a_student_has_the_teachers_stem():
+    teacher = random_model("sam_xs", SIZE)
     pixels = torch.randn(1, 3, SIZE, SIZE)
     for name in ("hrsam_xs", "hrsam_s"):  # as wide as the teacher, and wider
         student = student_of(preset(name), teacher)

@@ -64,6 +64,7 @@ def one_thread():
     ("name", "size_hw", "dtype"),
     [
         ("sam_ti", (768, 1024), torch.float32),
+        ("sam_xs", (512, 768), torch.float32),
         ("default", (512, 768), torch.float32),
         ("default", (768, 768), torch.bfloat16),
         ("mobile_sam", (512, 768), torch.float32),

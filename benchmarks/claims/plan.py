@@ -1,12 +1,12 @@
 """What is trained and what is scored, as jobs that need each other.
 
-All models of a seed stem from one teacher: SAM's encoder with global attention (`sam_ti`), which
+All models of a seed stem from one teacher: SAM's encoder with global attention (`sam_xs`), which
 never sees more than TRAINED pixels. It learns the embeddings of the model that ships, then clicks:
 from random weights so few steps leave a teacher that is not worth distilling.
 
-(a) a student with HRSAM's encoder (`hrsam_xs`, whose windows and scans are in proportion to the
-    size) is distilled from it, then fine-tuned with clicks on larger crops, and scored at once,
-    twice and four times the teacher's size;
+(a) a student with HRSAM's encoder, as wide and as deep (`hrsam_xs`), is distilled from it, then
+    fine-tuned with clicks on larger crops, and scored at once, twice and four times the teacher's
+    size;
 (b) the same student with the anchor of HRSAM++;
 (c) the teacher itself at other sizes, zero-shot, with each part of BA-SAM on and off;
 (d) the teacher fine-tuned on four sets at once against four fine-tuned on one of them each.
@@ -103,7 +103,7 @@ def trainings(seed: int) -> Iterator[Training]:
         f"teacher-distilled-{seed}",
         "distil",
         400,
-        {**lessons, "model": "'sam_ti'", "image_size": str(TRAINED), "teacher": "'default'"},
+        {**lessons, "model": "'sam_xs'", "image_size": str(TRAINED), "teacher": "'default'"},
         keeps=True,
     )
     # The rates of new weights: its stem means nothing to the decoder yet.

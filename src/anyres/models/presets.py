@@ -78,8 +78,23 @@ PRESETS: dict[str, ModelConfig] = {
         _hrsam("hrsam_pp_b", 768, 12, anchor=256),
         ModelConfig(
             name="sam_ti",
+            encoder=ViTConfig(dim=192, heads=3, neck=128, window=8, image_size=512),
+            decoder=DecoderConfig(dim=128, heads=4, mlp=512, iou_hidden=128),
+            image_size=512,
+        ),
+        # As wide and as deep as hrsam_xs, with global attention where that has scans.
+        ModelConfig(
+            name="sam_xs",
             encoder=ViTConfig(
-                dim=192, heads=3, neck=128, window=8, image_size=512, stem=(24, 48, 96)
+                dim=192,
+                blocks=6,
+                heads=3,
+                global_blocks=(2, 5),
+                window=8,
+                neck=128,
+                mlp_ratio=3.0,
+                stem=(24, 48, 96),
+                image_size=512,
             ),
             decoder=_LIGHT,
             image_size=512,
