@@ -389,10 +389,13 @@ def test_an_error_in_a_worker_is_told_as_it_is(root):
             next(batches(stream, 2, workers=workers))
 
 
-def test_empty_masks_are_an_error_not_a_hang(tmp_path):
-    _add(tmp_path, "void", "a", np.zeros((40, 40), np.uint8))
+@pytest.mark.parametrize("pixels", [0, 1], ids=["empty", "one pixel"])
+def test_masks_without_objects_are_an_error_not_a_hang(tmp_path, pixels):
+    labels = np.zeros((40, 40), np.uint8)
+    labels[7, :pixels] = 1
+    _add(tmp_path, "void", "a", labels)
     stream = SampleStream(tmp_path, size=32, objects=1, seed=0)
-    with pytest.raises(InputError, match="no object"):
+    with pytest.raises(InputError, match=r"no object.*empty, or all objects smaller than 0\.20%"):
         list(islice(stream, 50))
 
 

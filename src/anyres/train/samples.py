@@ -130,8 +130,8 @@ class SampleStream:
             if scene.masks:
                 return self._finished(scene, rng)
         raise InputError(
-            f"{ATTEMPTS} crops in a row held no object of a usable size (set {source.name}); "
-            "are the masks empty?"
+            f"{ATTEMPTS} crops in a row held no object of a usable size (set {source.name}): are "
+            f"the masks empty, or all objects smaller than {_least(source):.2%} of a crop?"
         )
 
     def example(
