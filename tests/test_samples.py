@@ -395,7 +395,7 @@ def test_masks_without_objects_are_an_error_not_a_hang(tmp_path, pixels):
     labels[7, :pixels] = 1
     _add(tmp_path, "void", "a", labels)
     stream = SampleStream(tmp_path, size=32, objects=1, seed=0)
-    with pytest.raises(InputError, match=r"no object.*empty, or all objects smaller than 0\.20%"):
+    with pytest.raises(InputError, match=r"no object.*empty, or all objects smaller than 0\.05%"):
         list(islice(stream, 50))
 
 
