@@ -50,8 +50,8 @@ Use what came out:
 # What the log records -> what it is called on the screen.
 _WORDS = {
     "loss": "loss",
-    "iou_first": "IoU at the first prompt",
-    "iou_last": "at the last",
+    "iou_first": "first IoU",
+    "iou_last": "last IoU",
     "unexplained": "unexplained",
 }
 
@@ -99,14 +99,15 @@ def _run(console: "Console", config: "TrainConfig", data: Path, out: Path) -> No
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     from anyres.train.loop import train as run
 
     columns = (
         TextColumn("steps"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.description}"),
     )
     mean: dict[str, float] = {}
