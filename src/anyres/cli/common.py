@@ -14,6 +14,7 @@ from anyres.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from anyres.predict.resolution import Resolution
 
@@ -50,6 +51,30 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def progress(what: str, console: "Console") -> "Progress":
+    """A bar of so many of ``what``, with the time that is left and the task's description.
+
+    In a narrow terminal the bar goes first, and counts and times are never broken.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}"),
+        console=console,
+    )
 
 
 def check_outputs(

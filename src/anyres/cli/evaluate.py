@@ -256,14 +256,6 @@ def _open(path: Path, options: dict[str, Any]) -> "Dataset":
 
 def _run(session: "Session") -> None:
     """Run with a bar of progress and the figure that people wait for."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     from anyres.evaluate.figures import Running
 
     console = common.console()
@@ -272,15 +264,8 @@ def _run(session: "Session") -> None:
     ]
     if done:
         console.print(f"going on: {len(done)} of {len(session.refs)} objects have their results")
-    columns = (
-        TextColumn("objects"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
     running = Running(session.task.rules)
-    with Progress(*columns, console=console) as progress:
+    with common.progress("objects", console) as progress:
         task = progress.add_task("", total=len(session.refs))
 
         def tell(result: dict[str, Any]) -> None:

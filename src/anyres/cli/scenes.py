@@ -58,8 +58,6 @@ def scenes(
     Figures on such a set are semi-synthetic, and 'anyres evaluate' calls them so. It also refuses
     a model that was trained on a picture which went into the scenes.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from anyres.data.scene_sets import SceneSet, find_objects, find_photos, write_set
 
     asked = SceneSet(
@@ -70,8 +68,7 @@ def scenes(
         seed,
     )
     console = common.console()
-    columns = ("scenes", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with common.progress("scenes", console) as progress:
         task = progress.add_task("", total=count)
         done = 0
         try:

@@ -92,26 +92,10 @@ def train(
 
 
 def _run(console: "Console", config: "TrainConfig", data: Path, out: Path) -> None:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-
     from anyres.train.loop import train as run
 
-    columns = (
-        TextColumn("steps"),
-        BarColumn(),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.description}"),
-    )
     mean: dict[str, float] = {}
-    with Progress(*columns, console=console) as progress:
+    with common.progress("steps", console) as progress:
         task = progress.add_task("", total=config.steps)
 
         def report(step: int, record: Mapping[str, Any]) -> None:
