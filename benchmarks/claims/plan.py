@@ -110,7 +110,7 @@ def trainings(seed: int) -> Iterator[Training]:
     yield Training(
         teacher,
         "scratch",
-        400,
+        300,
         {**seeded, "rounds": f"[[{TRAINED}, 6]]"},
         ("start", f"teacher-distilled-{seed}"),
     )
@@ -118,11 +118,11 @@ def trainings(seed: int) -> Iterator[Training]:
         distilled = f"{kind}-distilled-{seed}"
         # All of the encoder but the stem (patch_embed), which is the teacher's.
         others = {"model": f"'{model}'", "train": "['image_encoder.[!p]*']"}
-        yield Training(distilled, "distil", 300, lessons | others, ("teacher", teacher), keeps=True)
+        yield Training(distilled, "distil", 200, lessons | others, ("teacher", teacher), keeps=True)
         yield Training(
             f"{kind}-{seed}",
             "interactive",
-            300,
+            250,
             {**seeded, "rounds": f"[[{2 * TRAINED}, 2], [{TRAINED}, 6]]"},
             ("start", distilled),
         )
@@ -138,7 +138,7 @@ def specialists(seed: int) -> Iterator[Training]:
         yield Training(
             f"on-{name}-{seed}",
             "generalist",
-            200,
+            150,
             {**seeded, "rounds": f"[[{TRAINED}, 6]]", "sampling": shares},
             ("start", teacher),
         )
