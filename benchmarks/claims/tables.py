@@ -124,6 +124,9 @@ def verdicts(results: Results) -> str:
             for size in SIZES[1:]:
                 what = f"{model} at {size} better than teacher at {TRAINED}, {data}"
                 claims.append((what, (model, data, size, ""), own))
+            for size in SIZES:
+                pair = ((model, data, size, ""), ("teacher", data, size, ""))
+                claims.append((f"{model} better than teacher, both at {size}, {data}", *pair))
         for size in SIZES:
             pair = (("anchored", data, size, ""), ("student", data, size, ""))
             claims.append((f"HRSAM++ better than HRSAM at {size}, {data}", *pair))
