@@ -1,7 +1,9 @@
 """Batches by number, made ahead in other processes, and shared out between those that train."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -91,12 +93,22 @@ def _calm(_: int) -> None:
     """Keep a worker on one thread, and working when the run is asked to stop.
 
     Ctrl-C and ``torchrun`` tell all of a group, systemd and containers each process. It is for the
-    run, which then takes its last step and ends its workers. They are not deaf to it: Python ends
-    those left with a SIGTERM of its own, and would wait for them for ever.
+    run, which then takes its last step and ends its workers. They are not deaf: when the run's
+    Python ends, it sends a SIGTERM to those left, and would wait for them for ever.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The first is the run's; the second ends the worker.
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # which tells the sender; not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed_the_run, daemon=True).start()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+
+
+def _heed_the_run() -> None:
+    """End this worker at a SIGTERM of the process that began it, and of no other."""
+    run = multiprocessing.parent_process()
+    while run is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
+        pass
+    os._exit(0)
