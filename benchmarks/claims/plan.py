@@ -139,7 +139,13 @@ def specialists(seed: int) -> Iterator[Training]:
             f"on-{name}-{seed}",
             "generalist",
             150,
-            {**seeded, "rounds": f"[[{TRAINED}, 6]]", "sampling": shares},
+            {
+                **seeded,
+                "rounds": f"[[{TRAINED}, 6]]",
+                "sampling": shares,
+                "layouts": "{}",
+                "warmup": "20",
+            },
             ("start", teacher),
         )
 
