@@ -1,6 +1,7 @@
 """The benchmark: its baselines, its bound, its ratios. Nothing here asserts how long it takes."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -42,10 +43,11 @@ def cell(model, side, dtype="bfloat16", seconds=1.0, **more):
     return Cell(model, side, side, dtype, Timing(seconds, seconds * 0.95, seconds * 1.1), **more)
 
 
+@pytest.mark.parametrize("stem", [None, (4, 6, 8)])
 @pytest.mark.parametrize("size_hw", [(96, 96), (80, 144)])
-def test_stock_is_our_vit(size_hw):
+def test_stock_is_our_vit(size_hw, stem):
     torch.manual_seed(0)
-    encoder = build_encoder(TINY_VIT).double().eval()
+    encoder = build_encoder(replace(TINY_VIT, stem=stem)).double().eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.normal_(std=0.2)
@@ -86,10 +88,11 @@ def test_products_are_all_there(config):
     assert total - neck - pads == found
 
 
-def test_products_of_a_vit():
-    grid_hw = (8, 12)
-    found = sum(p.flops * n for p, n in encoder_products(TINY_VIT, grid_hw).items())
-    encoder = build_encoder(TINY_VIT)
+@pytest.mark.parametrize("stem", [None, (4, 6, 8)])
+def test_products_of_a_vit(stem):
+    config, grid_hw = replace(TINY_VIT, stem=stem), (8, 12)
+    found = sum(p.flops * n for p, n in encoder_products(config, grid_hw).items())
+    encoder = build_encoder(config)
     with FlopCounterMode(display=False) as counter:
         stock.encode(encoder, torch.randn(1, 3, 128, 192))
     assert counter.get_total_flops() == found

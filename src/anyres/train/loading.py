@@ -109,6 +109,6 @@ def _calm(_: int) -> None:
 def _heed_the_run() -> None:
     """End this worker at a SIGTERM of the process that began it, and of no other."""
     run = multiprocessing.parent_process()
-    while run is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (run and run.pid):
         pass
     os._exit(0)
