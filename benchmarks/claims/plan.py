@@ -9,7 +9,8 @@ from random weights so few steps leave a teacher that is not worth distilling.
     size;
 (b) the same student with the anchor of HRSAM++;
 (c) the teacher itself at other sizes, zero-shot, with each part of BA-SAM on and off;
-(d) the teacher fine-tuned on four sets at once against four fine-tuned on one of them each.
+(d) the teacher fine-tuned on four sets at once against four fine-tuned on one of them each: once
+    in the steps of one of those, once in the steps of all four.
 """
 
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ KINDS = {
     "cables70": "cables_real100",
     "human290": "alphamatting27",
 }
+# The generalists and their steps for each of a specialist's.
+GENERALISTS = {"all": 1, "all-longer": len(KINDS)}
 MAPS = {"coco128seg": "instance", "cwfid": "class"}
 
 # Zero-shot variants of BA-SAM: what `anyres.LengthConfig` is made of.
@@ -132,13 +135,14 @@ def specialists(seed: int) -> Iterator[Training]:
     """The models of (d)."""
     seeded = {"seed": str(seed)}
     teacher = f"teacher-{seed}"
+    together = ", ".join(f"{name} = {1 / len(KINDS)}" for name in KINDS)
     sampling = {name: f"{{{name} = 1.0}}" for name in KINDS}
-    sampling["all"] = "{" + ", ".join(f"{name} = 0.25" for name in KINDS) + "}"
+    sampling |= dict.fromkeys(GENERALISTS, f"{{{together}}}")
     for name, shares in sampling.items():
         yield Training(
             f"on-{name}-{seed}",
             "generalist",
-            150,
+            150 * GENERALISTS.get(name, 1),
             {
                 **seeded,
                 "rounds": f"[[{TRAINED}, 6]]",
@@ -170,7 +174,7 @@ def scores(seed: int) -> Iterator[Score]:
 def special_scores(seed: int) -> Iterator[Score]:
     """What is scored for (d)."""
     for name, data in KINDS.items():
-        for trained_on in (name, "all"):
+        for trained_on in (name, *GENERALISTS):
             yield _score(f"on-{trained_on}-{seed}", data, TRAINED)
         yield _score(f"teacher-{seed}", data, TRAINED)
 

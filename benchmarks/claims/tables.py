@@ -1,4 +1,4 @@
-"""The results as the Markdown tables of docs/results.md: mean and spread over the seeds."""
+"""The results as the Markdown tables of docs/claims.md: mean and spread over the seeds."""
 
 import json
 import statistics
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.plan import (
+    GENERALISTS,
     KINDS,
     LENGTHS,
     OTHER_SIZES,
@@ -33,16 +34,16 @@ class Results:
 
     def __init__(self, out: Path) -> None:
         """Read all scores in a folder."""
-        self._found: dict[Key, dict[str, list[float]]] = {}
-        self.minutes: dict[str, list[float]] = {}
+        self._found: dict[Key, dict[str, dict[str, float]]] = {}
+        self.minutes: dict[str, dict[str, float]] = {}
         variants = {json.dumps(v): name for name, v in (LENGTHS | VARIANTS).items()}
         for job in jobs():
             if isinstance(job, Training):
                 done = out / job.name / "done.json"
                 if done.exists():
-                    kind = job.name.rpartition("-")[0]
+                    kind, _, seed = job.name.rpartition("-")
                     minutes = json.loads(done.read_text())["minutes"]
-                    self.minutes.setdefault(kind, []).append(minutes)
+                    self.minutes.setdefault(kind, {})[seed] = minutes
                 continue
             place = out / "scores" / f"{job.name}.json"
             if place.exists():
@@ -50,19 +51,19 @@ class Results:
 
     def _add(self, job: Score, variants: dict[str, str], figures: dict[str, Any]) -> None:
         variant = variants[json.dumps(job.length)] if job.length else ""
-        key = (job.weights.rpartition("-")[0], job.data, job.resolution, variant)
-        of = self._found.setdefault(key, {})
+        model, _, seed = job.weights.rpartition("-")
+        of = self._found.setdefault((model, job.data, job.resolution, variant), {})
         for name, value in figures.items():
             if isinstance(value, int | float):
-                of.setdefault(name, []).append(float(value))
+                of.setdefault(name, {})[seed] = float(value)
 
-    def values(self, key: Key, figure: str) -> list[float]:
-        """The seeds' values, none if nothing is there."""
-        return self._found.get(key, {}).get(figure, [])
+    def values(self, key: Key, figure: str) -> dict[str, float]:
+        """By seed, none if nothing is there."""
+        return self._found.get(key, {}).get(figure, {})
 
     def cell(self, key: Key, figure: str) -> str:
         """Mean, and least and most over the seeds."""
-        values = self.values(key, figure)
+        values = self.values(key, figure).values()
         if not values:
             return "-"
         digits = 3 if figure.startswith(("iou", "spc")) else 2
@@ -109,7 +110,7 @@ def by_training(results: Results) -> str:
     """(d): specialists, the generalist and what both began with."""
     rows = []
     for name, data in KINDS.items():
-        for model in ("teacher", f"on-{name}", "on-all"):
+        for model in ("teacher", f"on-{name}", *(f"on-{kind}" for kind in GENERALISTS)):
             key = (model, data, TRAINED, "")
             rows.append([data, model, *(results.cell(key, figure) for figure in FIGURES)])
     return table(("set", "model", *HEADS), rows)
@@ -137,8 +138,10 @@ def verdicts(results: Results) -> str:
                 what = f"{name} better than plain at {size}, {data}"
                 claims.append((what, ("teacher", data, size, name), plain))
     for name, data in KINDS.items():
-        pair = (("on-all", data, TRAINED, ""), (f"on-{name}", data, TRAINED, ""))
-        claims.append((f"generalist better than specialist, {data}", *pair))
+        specialist = (f"on-{name}", data, TRAINED, "")
+        for kind, times in GENERALISTS.items():
+            what = f"generalist of {times}x the steps better than specialist, {data}"
+            claims.append((what, (f"on-{kind}", data, TRAINED, ""), specialist))
     rows = [_verdict(results, *claim, figure) for claim in claims for figure in JUDGED]
     heads = ("claim", "figure", "difference", "seeds for it", "holds")
     return table(heads, [row for row in rows if row])
@@ -146,28 +149,27 @@ def verdicts(results: Results) -> str:
 
 def _verdict(results: Results, what: str, one: Key, other: Key, figure: str) -> list[str]:
     first, second = results.values(one, figure), results.values(other, figure)
-    pairs = list(zip(first, second, strict=False))
-    if not pairs:
+    seeds = first.keys() & second.keys()
+    if not seeds:
         return []
     # Fewer clicks are better, more IoU is.
     sign = 1 if figure.startswith("iou") else -1
-    gains = [sign * (a - b) for a, b in pairs]
+    gains = [sign * (first[seed] - second[seed]) for seed in sorted(seeds)]
     wins, mean = sum(gain > 0 for gain in gains), statistics.fmean(gains)
-    worst = min(sign * a for a in first)
-    apart = worst > max(sign * b for b in second)
-    if apart and len(pairs) == len(SEEDS):
+    apart = min(sign * first[s] for s in seeds) > max(sign * second[s] for s in seeds)
+    if apart and len(seeds) == len(SEEDS):
         holds = "yes, beyond the spread"
     else:
-        holds = "yes" if wins == len(pairs) else ("in the mean" if mean > 0 else "no")
+        holds = "yes" if wins == len(seeds) else ("in the mean" if mean > 0 else "no")
     digits = 3 if sign > 0 else 2
-    return [what, figure, f"{sign * mean + 0.0:+.{digits}f}", f"{wins} of {len(pairs)}", holds]
+    return [what, figure, f"{sign * mean + 0.0:+.{digits}f}", f"{wins} of {len(seeds)}", holds]
 
 
 def page(out: Path) -> str:
     """All tables."""
     results = Results(out)
     minutes = [
-        [name, *(f"{value:.1f}" for value in values)] for name, values in results.minutes.items()
+        [name, *(f"{value:.1f}" for value in of.values())] for name, of in results.minutes.items()
     ]
     parts: list[tuple[str, Callable[[], str]]] = [
         ("Claims", lambda: verdicts(results)),
